@@ -1,0 +1,1 @@
+//! Manifests and input lists on disk; the two-step look-up of a warm start.

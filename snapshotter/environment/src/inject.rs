@@ -1,0 +1,1 @@
+//! Injection of an environment into the OCI spec, and into the processes of later execs.

@@ -1,0 +1,1 @@
+//! Which config an OCI spec's annotations name.
