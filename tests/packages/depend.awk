@@ -8,7 +8,7 @@ function follow(name) {
   if (name ~ /^(zlib1g|linux-libc-dev)$/) return 1
   if (name ~ /perl|^lib(asan|lsan|tsan|ubsan|hwasan|itm|sasl2-modules|tirpc-common|tirpc-dev|nsl-dev|c-dev-bin|cc1)/) return 0
   if (name ~ /^lib/) return 1
-  return name ~ /^(python3(\.[0-9]+)?(-minimal)?|(gcc|cpp)-[0-9]+(-.*-linux-gnu)?|binutils(-.*-linux-gnu)?|node-.*)$/
+  return name ~ /^(python3(\.[0-9]+)?(-minimal)?|(gcc|cpp)-[0-9]+(-.*-linux-gnu)?|binutils-.*-linux-gnu|node-.*)$/
 }
 
 BEGIN { RS = ""; FS = "\n" }

@@ -3,7 +3,7 @@
 
 let
   debian = import ../debian { inherit lib system; };
-  inherit (debian) fromDebs matching arch source upstreamVersion;
+  inherit (debian) fromDebs matching source upstreamVersion;
 
   # A program: one or more Debian packages, with the store's bash for scripts.
   program = args: fromDebs ({ shell = pkgs.bash; } // args // {
@@ -136,7 +136,7 @@ trivial // {
   glibcDev = import ./glibc-dev.nix { inherit lib pkgs debian; };
   binutils-unwrapped = fromDebs {
     pname = "binutils";
-    debs = matching "binutils|binutils-${arch.triple}|libbinutils|libctf.*|libgprofng.*";
+    debs = matching "binutils(-.*-linux-gnu)?|libbinutils|libctf.*|libgprofng.*";
     version = upstreamVersion (source "binutils").version;
     extra = ''
       for tool in bin/$triple-*; do
