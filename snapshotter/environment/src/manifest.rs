@@ -121,13 +121,17 @@ pub(crate) fn seal(kind: &str, record: &impl Serialize) -> Vec<u8> {
 }
 
 /// Reads a record that [`seal`] wrote; the file must be owned by this process' user, with mode 0600.
-pub(crate) fn load_sealed<T: for<'de> Deserialize<'de>>(kind: &str, path: &Path) -> Result<T, ReadManifestError> {
+pub(crate) fn load_sealed<T: for<'de> Deserialize<'de>>(
+    kind: &str,
+    path: &Path,
+) -> Result<T, ReadManifestError> {
     let read = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ReadManifestError::Absent { path: path.to_owned() },
         _ => ReadManifestError::Read { path: path.to_owned(), source },
     };
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(read)?;
+    let file =
+        fs::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(read)?;
     let metadata = file.metadata().map_err(read)?;
     let own = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o7777 == 0o600;
     if !own || !metadata.is_file() || metadata.len() > MAX_BYTES {

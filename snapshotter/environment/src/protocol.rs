@@ -13,7 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::{Deserialize, Serialize};
 
@@ -153,10 +154,17 @@ impl Client {
 ///
 /// # Errors
 /// When the peer is gone, or the frame is larger than [`MAX_FRAME`].
-pub fn send(stream: &mut UnixStream, frame: &impl Serialize, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub fn send(
+    stream: &mut UnixStream,
+    frame: &impl Serialize,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let json = serde_json::to_vec(frame)?;
     if json.len() > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a frame of {} bytes is too large", json.len())));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("a frame of {} bytes is too large", json.len()),
+        ));
     }
     let mut bytes = (json.len() as u32).to_be_bytes().to_vec();
     bytes.extend(json);
@@ -166,7 +174,8 @@ pub fn send(stream: &mut UnixStream, frame: &impl Serialize, descriptor: Option<
     if !descriptors.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
-    let sent = rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    let sent =
+        rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
     stream.write_all(&bytes[sent..])
 }
 
@@ -199,7 +208,10 @@ pub fn receive<T: for<'de> Deserialize<'de>>(stream: &mut UnixStream) -> io::Res
     stream.read_exact(&mut length[received..])?;
     let length = u32::from_be_bytes(length) as usize;
     if length > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes is too large")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {length} bytes is too large"),
+        ));
     }
     let mut json = Vec::new();
     stream.take(length as u64).read_to_end(&mut json)?;

@@ -186,7 +186,10 @@ mod tests {
     fn limits_do_not_change_the_digest_and_pins_do() {
         let plain = parse("");
         assert_eq!(plain.evaluation_digest(), parse("[evaluation]\nmemory-mib = 1").evaluation_digest());
-        assert_ne!(plain.evaluation_digest(), parse("[variables]\nallow = [\"LD_AUDIT\"]").evaluation_digest());
+        assert_ne!(
+            plain.evaluation_digest(),
+            parse("[variables]\nallow = [\"LD_AUDIT\"]").evaluation_digest()
+        );
         let pin = |sha256| {
             parse(&format!(
                 "[package-sets.nixpkgs]\npath = \"/nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-n\"\nsha256 = \"{sha256}\""

@@ -1,0 +1,71 @@
+//! containerd, of the pinned release or Debian's.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use crate::artifacts;
+use crate::service::Service;
+
+/// Which containerd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Release {
+    /// The one that `tests/run` builds by Go modules: 2.4.
+    #[default]
+    Pinned,
+    /// Debian's: 1.6.
+    Debian,
+}
+
+impl Release {
+    /// Where its programs are.
+    #[must_use]
+    pub fn programs(self) -> PathBuf {
+        match self {
+            Self::Pinned => artifacts::engines(),
+            Self::Debian => "/usr/bin".into(),
+        }
+    }
+
+    /// Writes its configuration file.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn configure(self) {
+        let version = match self {
+            Self::Pinned => 3,
+            Self::Debian => 2,
+        };
+        fs::create_dir_all("/etc/containerd").expect("/etc can be written");
+        let text = format!("version = {version}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n");
+        fs::write("/etc/containerd/config.toml", text).expect("/etc can be written");
+    }
+
+    /// Starts it, with `first` before everything else on its PATH.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(self, directory: &Path, first: &Path, environment: &[(&str, OsString)]) -> Service {
+        let mut command = Command::new(self.programs().join("containerd"));
+        command.env("PATH", search_path(&[first, &self.programs()])).envs(environment.iter().cloned());
+        let mut service = Service::start(directory, "containerd", &mut command);
+        service.wait_until(|| {
+            let version = Command::new(self.programs().join("ctr")).arg("version").output();
+            version.is_ok_and(|output| output.status.success())
+        });
+        service
+    }
+}
+
+/// A PATH of these directories, then this process's own.
+///
+/// # Panics
+/// When a directory's name has a colon.
+#[must_use]
+pub fn search_path(first: &[&Path]) -> OsString {
+    let own = env::var_os("PATH").unwrap_or_default();
+    env::join_paths(first.iter().map(|path| path.to_path_buf()).chain(env::split_paths(&own)))
+        .expect("no colon")
+}

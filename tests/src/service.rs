@@ -1,0 +1,88 @@
+//! A process in the background.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// No service may take longer to start.
+const START: Duration = Duration::from_secs(30);
+
+/// A running service; killed when it is dropped.
+#[derive(Debug)]
+pub struct Service {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Service {
+    /// Starts `command`; what it says goes to a log of the service's name, which a failed test shows.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(directory: &Path, name: &str, command: &mut Command) -> Self {
+        let log = directory.join("log").join(name);
+        let output = File::options().create(true).append(true).open(&log).expect("the log can be written");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("a file can be shared"))
+            .stderr(output)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name} ({command:?}): {error}"));
+        Self { name: name.into(), child, log }
+    }
+
+    /// Waits until it is `ready`.
+    ///
+    /// # Panics
+    /// When it ends before, or takes too long.
+    pub fn wait_until(&mut self, ready: impl Fn() -> bool) {
+        let deadline = Instant::now() + START;
+        while !ready() {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                panic!("{} ended with {status}", self.name);
+            }
+            assert!(Instant::now() < deadline, "{} is not ready after {START:?}", self.name);
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Kills it as `kill -9` does, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Panics
+    /// Never: it is our child.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
