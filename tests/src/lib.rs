@@ -4,6 +4,9 @@
 //! isolation     runs a test again in namespaces, mounts and cgroups of its own, which end with it
 //! node          a node: everything below, started in order
 //! containerd    containerd, of the pinned release or Debian's
+//! cache_server  the binary cache of the test package set, over HTTP on loopback
+//! nix           the node's store, and the Nix daemon
+//! nixenv        the product: its daemon, and its runtime before containerd's
 //! image         minimal images, made here
 //! command       a command of an engine, and what it said
 //! service       a process in the background
@@ -13,9 +16,12 @@
 //! Nothing here is mocked, and nothing outlives a test: see [`isolation`].
 
 pub mod artifacts;
+pub mod cache_server;
 pub mod command;
 pub mod containerd;
 pub mod image;
 pub mod isolation;
+pub mod nix;
+pub mod nixenv;
 pub mod node;
 pub mod service;
