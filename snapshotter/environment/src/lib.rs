@@ -12,6 +12,7 @@
 //! manifest    the cached record of an environment
 //! cache       manifests and input lists on disk; the two-step look-up of a warm start
 //! view        the mount that shows exactly one environment's closure
+//! resolve     config to manifest: from the cache, else through the daemon
 //! inject      manifest into the OCI spec, and into the processes of later execs
 //! hold        what a container has in use, released after it stops
 //! protocol    frames between the runtime wrapper and the daemon
@@ -33,6 +34,7 @@ pub mod lookup;
 pub mod manifest;
 pub mod protocol;
 pub mod reference;
+pub mod resolve;
 pub mod settings;
 pub mod snapshot;
 pub mod store_path;
