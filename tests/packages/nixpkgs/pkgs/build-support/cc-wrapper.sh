@@ -1,6 +1,7 @@
 #!@bash@
-# gcc with the store's C library.
-flags=(-B@dev@/lib -B@binutils@/bin/ -idirafter @dev@/include)
+# gcc with the store's C library; the sysroot, which does not exist, keeps it
+# from looking for headers and libraries in the system that it runs in.
+flags=(--sysroot=@dev@/none -B@dev@/lib -B@binutils@/bin/ -idirafter @dev@/include)
 compile_only=
 for word in "$@"; do
   case $word in
@@ -31,7 +32,9 @@ if [[ -z $compile_only && $# -gt 0 && $* != -v && $* != --version ]]; then
     case $word in
       -l*)
         for path in "${paths[@]}"; do
-          if [[ -e $path/lib${word#-l}.so ]]; then link_flags+=("-Wl,-rpath,$path"); fi
+          if compgen -G "$path/lib${word#-l}.so.*" > /dev/null || [[ -f $path/lib${word#-l}.so && ! -L $path/lib${word#-l}.so ]]; then
+            link_flags+=("-Wl,-rpath,$path")
+          fi
         done
         ;;
       -L/nix/store/*) paths+=("${word#-L}") ;;

@@ -95,13 +95,17 @@ let
       patchelf = bootstrapPatchelf;
     } // removeAttrs args [ "debs" "deps" ]);
 
-  glibc = build {
+  glibcWith = patchelf: build {
     pname = "glibc";
     version = upstreamVersion (source "libc6").version;
     script = ./glibc.sh;
     debs = map deb [ "libc6" "libgcc-s1" "libcrypt1" ];
+    inherit patchelf;
     passthru = { inherit (arch) loader; };
   };
+  # The one that the patchelf runs on, and the one for everything else.
+  bootstrapGlibc = glibcWith "";
+  glibc = glibcWith bootstrapPatchelf;
 
   # The patchelf of Debian as it is, started through the store's loader.
   bootstrapPatchelf = build {
@@ -109,7 +113,7 @@ let
     version = upstreamVersion (source "patchelf").version;
     script = ./patchelf.sh;
     debs = map deb [ "patchelf" "libstdc++6" ];
-    inherit glibc;
+    glibc = bootstrapGlibc;
   };
 
   packages = lib.mapAttrs (name: _: fromDebs { pname = name; }) debian.debs // {

@@ -38,5 +38,9 @@ replace "$real" /etc/ld.so.preload /nix/ld.so.preload
 replace "$real" /lib/ /nix/ # also in /usr/lib/
 libc=$(readlink -f "$out/lib/libc.so.6")
 replace "$libc" "/usr/lib/$triple/gconv" "/nix/lib/$triple/gconv"
+# It loads libgcc_s itself, for the end of a thread and for backtraces.
+if [ -n "$patchelf" ]; then
+  "$patchelf/bin/patchelf" --set-rpath "$out/lib" "$libc"
+fi
 chmod 0555 "$real" "$libc"
 find "$out" -type l ! -exec test -e {} \; -exec rm {} \;

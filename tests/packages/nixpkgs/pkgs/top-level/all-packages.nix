@@ -121,7 +121,7 @@ trivial // {
     '';
   };
   curl = single "curl" "curl";
-  zlib = debian.packages.zlib1g;
+  zlib = import ./zlib.nix { inherit lib debian; };
 
   cacert = debian.build {
     pname = "nss-cacert";
@@ -143,6 +143,7 @@ trivial // {
         [ ! -f "$tool" ] || [ -L "$tool" ] || { rm -f "bin/''${tool#bin/$triple-}"; mv "$tool" "bin/''${tool#bin/$triple-}"; }
       done
       rm -f bin/$triple-* bin/gp-* bin/gprofng* bin/dwp bin/*gold
+      ln -sf ld.bfd bin/ld
       rm -rf share lib/gprofng lib/ldscripts
       find . -type l ! -exec test -e {} \; -exec rm {} \;
     '';

@@ -1,7 +1,9 @@
 # Packages with a closure of exactly N small store paths: `chains.n10`, ...
 #
-# A derivation gives a hundred of the paths at once, as outputs that refer to
-# each other as a tree does; the top path refers to the first of each hundred.
+# A derivation gives a hundred of the paths at once, as outputs each of which
+# refers to the next; the top path refers to the first of each hundred. So no
+# evaluation goes deep, and a store that substitutes a chain has as many paths
+# under way as there are groups, not thousands (with which Nix gets slow).
 # Among them are plain files and links, as there are in any store.
 { lib, debian, system }:
 

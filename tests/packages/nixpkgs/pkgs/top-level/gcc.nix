@@ -16,9 +16,9 @@ pkgs.stdenvNoCC.mkDerivation {
   installPhase = ''
     mkdir -p $out/bin $out/nix-support
     for tool in ${binutils-unwrapped}/bin/*; do ln -s $tool $out/bin/; done
-    sed -e "s|@bash@|$SHELL|" \
-      -e "s|@gcc@|${unwrapped}|" -e "s|@binutils@|${binutils-unwrapped}|" \
-      -e "s|@dev@|${glibcDev}|" -e "s|@glibc@|${glibc}|" -e "s|@loader@|${glibc.loader}|" \
+    sed -e "s|@bash@|$SHELL|g" \
+      -e "s|@gcc@|${unwrapped}|g" -e "s|@binutils@|${binutils-unwrapped}|g" \
+      -e "s|@dev@|${glibcDev}|g" -e "s|@glibc@|${glibc}|g" -e "s|@loader@|${glibc.loader}|g" \
       ${../build-support/cc-wrapper.sh} > $out/bin/gcc
     chmod +x $out/bin/gcc
     ln -s gcc $out/bin/cc
