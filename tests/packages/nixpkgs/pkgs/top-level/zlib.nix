@@ -21,5 +21,5 @@ in
 out // outputs // {
   outputs = [ "out" "dev" ];
   out = out // outputs;
-  dev = dev // outputs // { outputName = "dev"; outputSpecified = true; };
+  dev = dev // outputs // { outputSpecified = true; };
 }
