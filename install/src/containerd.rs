@@ -1,0 +1,167 @@
+//! The containerd of this node: its version, its environment, and what it makes of its config.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{containerd_config, nix};
+
+/// The directory that stands first on containerd's PATH; it holds only our `runc`.
+pub const RUNTIME_DIRECTORY: &str = "/usr/local/libexec/nixenv/runtime";
+/// What systemd gives a service that sets no PATH: `DEFAULT_PATH_NORMAL`, with `/sbin` and `/bin`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The containerd of this node.
+pub struct Containerd {
+    /// Its version, as it prints it.
+    pub version: String,
+    /// The environment that it was started with; none when it does not run.
+    pub environment: Option<Vec<String>>,
+}
+
+impl Containerd {
+    /// Finds the containerd on PATH, and the one behind the node's socket.
+    pub fn find() -> Result<Self> {
+        let printed = nix::output("containerd", ["--version"])
+            .context("containerd is needed; apt install containerd")?;
+        let version = parse_version(&printed).with_context(|| format!("'{printed}' names no version"))?;
+        Ok(Self { version: version.to_owned(), environment: environment()? })
+    }
+
+    /// The first number of its version.
+    pub fn major(&self) -> u32 {
+        self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default()
+    }
+
+    /// The version of the config that it would write.
+    pub fn config_version() -> Result<i64> {
+        let default: toml::Table = nix::output("containerd", ["config", "default"])?.parse()?;
+        default
+            .get("version")
+            .and_then(toml::Value::as_integer)
+            .context("containerd's default config has no version")
+    }
+
+    /// What is between its PATH's colons, without our directory.
+    fn path_entries(&self) -> Vec<&str> {
+        let path = self.environment.as_deref().and_then(|environment| variable(environment, "PATH"));
+        path.unwrap_or(DEFAULT_PATH).split(':').filter(|entry| *entry != RUNTIME_DIRECTORY).collect()
+    }
+
+    /// The PATH that it shall have.
+    pub fn wanted_path(&self) -> String {
+        [&[RUNTIME_DIRECTORY], &self.path_entries()[..]].concat().join(":")
+    }
+
+    /// Whether it runs and starts containers through us.
+    pub fn runs_ours(&self) -> bool {
+        let path = self.environment.as_deref().and_then(|environment| variable(environment, "PATH"));
+        path.is_some_and(|path| path.split(':').next() == Some(RUNTIME_DIRECTORY))
+    }
+
+    /// The OCI runtime that it starts containers with when nixenv is not there.
+    pub fn runtime(&self) -> Result<PathBuf> {
+        let directories = self.path_entries();
+        let mut candidates = ["runc", "crun"]
+            .into_iter()
+            .flat_map(|name| directories.iter().map(move |directory| Path::new(directory).join(name)));
+        match candidates.find(|candidate| is_program(candidate) && !is_ours(candidate)) {
+            Some(runtime) => Ok(runtime),
+            None => bail!("no runc or crun in {}; apt install runc", directories.join(", ")),
+        }
+    }
+}
+
+/// What containerd makes of its config and the files that it imports.
+pub fn merged_config(config: &Path) -> Result<toml::Table> {
+    let config = config.to_str().context("the config's path must be UTF-8")?;
+    containerd_config::without_handler(&nix::output("containerd", ["--config", config, "config", "dump"])?)
+}
+
+/// containerd's socket.
+pub fn socket() -> PathBuf {
+    std::env::var_os("CONTAINERD_ADDRESS").map_or("/run/containerd/containerd.sock".into(), PathBuf::from)
+}
+
+fn environment() -> Result<Option<Vec<String>>> {
+    let Ok(stream) = UnixStream::connect(socket()) else { return Ok(None) };
+    let pid = rustix::net::sockopt::socket_peercred(&stream)?.pid;
+    let bytes = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero()))
+        .context("cannot read containerd's environment; run this as root, on its node")?;
+    Ok(Some(parse_environment(&bytes)))
+}
+
+fn parse_environment(bytes: &[u8]) -> Vec<String> {
+    let fields = bytes.split(|byte| *byte == 0).filter(|field| !field.is_empty());
+    fields.map(|field| String::from_utf8_lossy(field).into_owned()).collect()
+}
+
+/// The value of a variable in an environment.
+pub fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
+    environment.iter().find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// `containerd github.com/containerd/containerd v1.7.2 0cae528`: Debian leaves the `v` out.
+fn parse_version(printed: &str) -> Option<&str> {
+    printed
+        .split_whitespace()
+        .map(|word| word.trim_start_matches('v'))
+        .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Whether a file can be executed.
+pub fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// Whether a runtime is a name of nixenv-runc.
+fn is_ours(path: &Path) -> bool {
+    fs::canonicalize(path).is_ok_and(|real| real.file_name().is_some_and(|name| name == "nixenv-runc"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::debian(
+        "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3",
+        "1.6.20~ds1",
+        1
+    )]
+    #[case::upstream("containerd github.com/containerd/containerd/v2 v2.4.2 1c4457e", "2.4.2", 2)]
+    #[case::docker("containerd containerd.io 1.7.24 88bf19b2105c", "1.7.24", 1)]
+    #[case::built_from_modules(
+        "containerd github.com/containerd/containerd/v2 2.4.2+unknown ",
+        "2.4.2+unknown",
+        2
+    )]
+    fn versions(#[case] printed: &str, #[case] version: &str, #[case] major: u32) {
+        let containerd = Containerd { version: parse_version(printed).unwrap().into(), environment: None };
+        assert_eq!((containerd.version.as_str(), containerd.major()), (version, major));
+    }
+
+    #[test]
+    fn environments_are_split_at_zero_bytes() {
+        let environment = parse_environment(b"PATH=/a:/b\0EMPTY=\0PATHS=/c\0");
+        assert_eq!(variable(&environment, "PATH"), Some("/a:/b"));
+        assert_eq!(variable(&environment, "EMPTY"), Some(""));
+        assert_eq!(variable(&environment, "HOME"), None);
+    }
+
+    #[rstest]
+    #[case::before_the_installation("/a:/b", false)]
+    #[case::after_it("/usr/local/libexec/nixenv/runtime:/a:/b", true)]
+    #[case::behind_another_directory("/a:/usr/local/libexec/nixenv/runtime:/b", false)]
+    fn the_wanted_path_has_our_directory_first_and_once(#[case] path: &str, #[case] ours: bool) {
+        let containerd =
+            Containerd { version: String::new(), environment: Some(vec![format!("PATH={path}")]) };
+        assert_eq!(containerd.wanted_path(), format!("{RUNTIME_DIRECTORY}:/a:/b"));
+        assert_eq!(containerd.runs_ours(), ours);
+    }
+}

@@ -1,0 +1,100 @@
+//! `nixenv uninstall`: undoes what `nixenv install` did.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use environment::layout::Layout;
+
+use crate::change;
+use crate::receipt::{Change, Receipt};
+use crate::{nix, service};
+
+/// Undo what `nixenv install` did on this node.
+///
+/// Environments stay in /var/lib/nixenv, so that a later installation starts warm, unless --purge is given.
+#[derive(Args)]
+pub struct Uninstall {
+    /// Remove every environment and its GC root as well.
+    #[arg(long)]
+    purge: bool,
+}
+
+impl Uninstall {
+    /// Runs the command.
+    pub fn run(self) -> Result<ExitCode> {
+        ensure!(rustix::process::geteuid().is_root(), "only root can uninstall; run it with sudo");
+        let layout = Layout::node();
+        let mut receipt = Receipt::load(&layout)?;
+        if receipt.changes.is_empty() && !self.purge {
+            println!("there is no receipt of an installation on this node; there is nothing to undo");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let holds = entries(&layout.holds())?.len();
+        ensure!(holds == 0, "{holds} running containers are in an environment; stop them first");
+        let restart = service::systemd_runs() && receipt.changes.iter().any(Change::concerns_containerd);
+        // What runs ends first; a process may still need the files that are removed next.
+        receipt.changes.sort_by_key(|change| matches!(change, Change::Unit { .. } | Change::Process { .. }));
+        while let Some(change) = receipt.changes.pop() {
+            if let Some(left) = change::undo(&layout, &change)? {
+                println!("kept: {left}");
+            }
+            receipt.save(&layout)?;
+        }
+        if restart {
+            nix::output("systemctl", ["daemon-reload"])?;
+            nix::output("systemctl", ["try-restart", "containerd.service"])?;
+        }
+        unmount_views(&layout)?;
+        remove(&Receipt::path(&layout))?;
+        remove_all(&change::backups(&layout))?;
+        if self.purge {
+            remove_all(&layout.state())?;
+            remove_all(&layout.gc_roots())?;
+        } else {
+            // Fails, as it should, while environments are there.
+            let _ = fs::remove_dir(layout.state());
+        }
+        println!("nixenv is no longer installed on this node");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn unmount_views(layout: &Layout) -> Result<()> {
+    for view in entries(&layout.mount_points())? {
+        environment::view::unmount(&view)?;
+    }
+    remove_all(&layout.run())
+}
+
+/// The entries of a directory; one that is absent has none.
+fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<std::io::Result<_>>()
+            .with_context(|| format!("cannot read {}", directory.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(vec![]),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display())),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    absent_is_fine(fs::remove_file(path), path)
+}
+
+fn remove_all(path: &Path) -> Result<()> {
+    absent_is_fine(fs::remove_dir_all(path), path)
+}
+
+fn absent_is_fine(outcome: std::io::Result<()>, path: &Path) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
