@@ -8,7 +8,7 @@ debian.fromDebs {
   setupHook = ../build-support/pkg-config-hook.sh;
   extra = ''
     ln -s pkgconf bin/pkg-config
-    rm -rf share bin/bomtool
+    rm -rf share lib bin/bomtool
     mkdir nix-support
     cp $setupHook nix-support/setup-hook
   '';
