@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::key::Key;
 use crate::manifest::ShellHook;
+use crate::reference::is_variable_name;
 use crate::store_path::STORE_DIR;
 use variables::{merge, value_of};
 
@@ -200,9 +201,7 @@ pub fn inject_into_process(process: &mut Value, record: &Record) -> Result<(), I
 
 fn check_variables(variables: &BTreeMap<String, String>, allowed: &[String]) -> Result<(), InjectError> {
     for (name, value) in variables {
-        let well_formed = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-            && name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
-        if !well_formed {
+        if !is_variable_name(name) {
             return Err(InjectError::Name { name: name.clone() });
         }
         if value.contains('\0') {

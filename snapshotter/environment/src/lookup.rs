@@ -381,7 +381,11 @@ impl Node {
         self.reopen(OFlags::NONBLOCK | OFlags::NOCTTY).map(File::from)
     }
 
-    fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+    /// The `O_PATH` descriptor.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
         self.0.as_ref().map(AsFd::as_fd).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
