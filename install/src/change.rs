@@ -384,7 +384,11 @@ mod tests {
         }
 
         fn handler(&self) -> Step {
-            let edit = Edit::Handler(Handler { binary: "/usr/local/bin/nixenv-runc".into(), version: 2 });
+            let edit = Edit::Handler(Handler {
+                binary: "/usr/local/bin/nixenv-runc".into(),
+                version: 2,
+                runc: None,
+            });
             Step::Edit { path: self.path("config.toml"), edit }
         }
     }
@@ -449,7 +453,7 @@ mod tests {
         fs::write(&path, fs::read_to_string(&path).unwrap().replace("version = 2", "version = 2 # theirs"))
             .unwrap();
         let binary = "/opt/nixenv-runc".into();
-        let edit = Edit::Handler(Handler { binary, version: 2 });
+        let edit = Edit::Handler(Handler { binary, version: 2, runc: None });
         node.apply(&Step::Edit { path: path.clone(), edit });
         assert_eq!(node.undo_all(), Vec::<String>::new());
         assert_eq!(fs::read_to_string(&path).unwrap(), "version = 2 # theirs\n");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{containerd_config, nix};
+use crate::nix;
 
 /// The directory that stands first on containerd's PATH; it holds only our `runc`.
 pub const RUNTIME_DIRECTORY: &str = "/usr/local/libexec/nixenv/runtime";
@@ -36,13 +36,9 @@ impl Containerd {
         self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default()
     }
 
-    /// The version of the config that it would write.
-    pub fn config_version() -> Result<i64> {
-        let default: toml::Table = nix::output("containerd", ["config", "default"])?.parse()?;
-        default
-            .get("version")
-            .and_then(toml::Value::as_integer)
-            .context("containerd's default config has no version")
+    /// The config that it has without a file.
+    pub fn default_config() -> Result<String> {
+        nix::output("containerd", ["config", "default"])
     }
 
     /// What is between its PATH's colons, without our directory.
@@ -76,9 +72,9 @@ impl Containerd {
 }
 
 /// What containerd makes of its config and the files that it imports.
-pub fn merged_config(config: &Path) -> Result<toml::Table> {
+pub fn merged_config(config: &Path) -> Result<String> {
     let config = config.to_str().context("the config's path must be UTF-8")?;
-    containerd_config::without_handler(&nix::output("containerd", ["--config", config, "config", "dump"])?)
+    nix::output("containerd", ["--config", config, "config", "dump"])
 }
 
 /// containerd's socket.

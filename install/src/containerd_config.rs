@@ -3,6 +3,9 @@
 //! A file that config.toml `imports` is merged key by key since containerd 2.0. containerd 1.x replaces whole
 //! plugin sections instead (`mergeConfig` in its `services/server/config`), so that a drop-in with one handler
 //! would take the node's CNI settings away. There, config.toml itself is edited.
+//!
+//! containerd 1.x also forgets its own default `runc` handler as soon as a config names another one (go-toml 1
+//! replaces maps), and with it every pod of the node. There, the default is written out beside ours.
 
 use std::path::{Path, PathBuf};
 
@@ -17,13 +20,15 @@ pub const HANDLER: &str = "nixenv-runc";
 const ANNOTATIONS: [&str; 3] = ["nixenv", "nixenv/*", "nixenv.*"];
 
 /// The runtime handler that starts containers through nixenv.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Handler {
     /// The runtime wrapper.
     pub binary: PathBuf,
     /// The config version of a file that does not exist yet.
     pub version: i64,
+    /// The default `runc` handler, where it has to be written out.
+    pub runc: Option<toml::Table>,
 }
 
 /// The tables that lead to the CRI plugin's runtimes.
@@ -83,6 +88,10 @@ impl Handler {
                 .as_table_like_mut()
                 .with_context(|| format!("'{name}' in containerd's config is not a table"))?;
         }
+        if let (None, Some(runc)) = (runtimes.get("runc"), &self.runc) {
+            let runc: DocumentMut = toml::to_string(runc)?.parse()?;
+            runtimes.insert("runc", Item::Table(detached(runc.as_table())));
+        }
         let mut handler = runtimes.get("runc").and_then(Item::as_table).map_or_else(Table::new, detached);
         handler["runtime_type"] = value("io.containerd.runc.v2");
         handler["pod_annotations"] = value(Array::from_iter(ANNOTATIONS));
@@ -114,19 +123,26 @@ impl Handler {
     pub fn remove_from(&self, text: &str) -> Result<String> {
         let mut document = parse(text)?;
         let path = runtimes_path(version_of(&document))?;
-        remove(document.as_table_mut(), &path);
+        remove(document.as_table_mut(), &path, self.runc.as_ref());
         Ok(document.to_string())
     }
 }
 
-/// Removes the handler below `path`, and the inline tables that were made for it.
-fn remove(table: &mut dyn TableLike, path: &[&str]) {
+/// Removes the handler below `path`, the default `runc` unless it was changed, and the inline tables made for them.
+fn remove(table: &mut dyn TableLike, path: &[&str], runc: Option<&toml::Table>) {
     let Some((name, rest)) = path.split_first() else {
         table.remove(HANDLER);
+        let unchanged = |item: &Item| {
+            let text = item.as_table().map(|table| DocumentMut::from(table.clone()).to_string());
+            text.and_then(|text| text.parse().ok()).as_ref() == runc
+        };
+        if runc.is_some() && table.get("runc").is_some_and(unchanged) {
+            table.remove("runc");
+        }
         return;
     };
     if let Some(inner) = table.get_mut(name).and_then(Item::as_table_like_mut) {
-        remove(inner, rest);
+        remove(inner, rest, runc);
     }
     if table.get(name).is_some_and(|item| item.as_inline_table().is_some_and(|inline| inline.is_empty())) {
         table.remove(name);
@@ -147,13 +163,36 @@ fn detached(table: &Table) -> Table {
     copy
 }
 
-/// What a merged config (`containerd config dump`) says besides our handler and the list of files that it is from.
-pub fn without_handler(dump: &str) -> Result<toml::Table> {
-    let mut config: toml::Table = dump.parse().context("containerd's merged config is not valid TOML")?;
+/// The `runc` handler in a config, or in a merged one (`containerd config dump`).
+pub fn runc_handler(text: &str) -> Result<Option<toml::Table>> {
+    Ok(runtimes(&table(text)?)?.and_then(|runtimes| runtimes.get("runc")?.as_table()).cloned())
+}
+
+/// Whether our handler is in a config.
+pub fn has_handler(text: &str) -> Result<bool> {
+    Ok(runtimes(&table(text)?)?.is_some_and(|runtimes| runtimes.contains_key(HANDLER)))
+}
+
+/// What a config says besides our handler and the files that it imports.
+pub fn without_handler(text: &str) -> Result<toml::Table> {
+    let mut config = table(text)?;
     config.remove("imports");
-    let version = config.get("version").and_then(toml::Value::as_integer).unwrap_or(1);
-    prune(&mut config, &runtimes_path(version)?);
+    let path = runtimes_path(table_version(&config))?;
+    prune(&mut config, &path);
     Ok(config)
+}
+
+fn table(text: &str) -> Result<toml::Table> {
+    text.parse().context("containerd's config is not valid TOML")
+}
+
+fn table_version(config: &toml::Table) -> i64 {
+    config.get("version").and_then(toml::Value::as_integer).unwrap_or(1)
+}
+
+fn runtimes(config: &toml::Table) -> Result<Option<&toml::Table>> {
+    let path = runtimes_path(table_version(config))?;
+    Ok(path.into_iter().try_fold(config, |table, name| table.get(name)?.as_table()))
 }
 
 /// Removes the handler below `path`, and the tables that are empty without it.
@@ -194,7 +233,7 @@ imports = [\"/etc/containerd/conf.d/*.toml\"]
 ";
 
     fn handler() -> Handler {
-        Handler { binary: "/usr/local/bin/nixenv-runc".into(), version: 2 }
+        Handler { binary: "/usr/local/bin/nixenv-runc".into(), version: 2, runc: None }
     }
 
     #[rstest]
@@ -215,6 +254,30 @@ imports = [\"/etc/containerd/conf.d/*.toml\"]
         assert_eq!(without_handler(&edited).unwrap(), without_handler(text).unwrap());
         // The encoder ends the last line and writes `\n`; the backup gives the exact bytes.
         assert_eq!(handler().remove_from(&edited).unwrap().trim_end(), text.replace("\r\n", "\n").trim_end());
+    }
+
+    #[rstest]
+    #[case::as_written(|text: String| text, true)]
+    #[case::changed_since(|text: String| text.replace("IoUid = 0", "IoUid = 1"), false)]
+    fn the_default_runc_of_containerd_1_is_written_out_and_removed_again(
+        #[case] change: fn(String) -> String,
+        #[case] removed: bool,
+    ) {
+        const DUMP: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\n\
+            runtime_type = 'io.containerd.runc.v2'\noptions = { IoUid = 0, SystemdCgroup = false }\n";
+        let handler = Handler { runc: runc_handler(DUMP).unwrap(), ..handler() };
+        let edited = handler.add_to(DEBIAN).unwrap();
+        assert_eq!(runc_handler(&edited).unwrap(), handler.runc);
+        let left = handler.remove_from(&change(edited)).unwrap();
+        assert_eq!(left == DEBIAN, removed, "{left}");
+    }
+
+    #[test]
+    fn a_runc_handler_of_the_nodes_own_is_not_touched() {
+        let handler = Handler { runc: runc_handler(KUBERNETES).unwrap(), ..handler() };
+        let text =
+            KUBERNETES.replace("kubelet's driver", "driver").replace("'io.containerd.runc.v2'", "'other'");
+        assert_eq!(handler.remove_from(&handler.add_to(&text).unwrap()).unwrap(), text);
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl Install {
         nix::output("nix-store", ["--version"])
             .context("Nix is needed; apt install nix-bin nix-setup-systemd")?;
         let layout = Layout::node();
+        let receipt = Receipt::load(&layout)?;
         let containerd = Containerd::find()?;
         let runtime = match &self.runtime {
             Some(runtime) if containerd::is_program(runtime) => runtime.clone(),
@@ -63,7 +64,7 @@ impl Install {
             None => containerd.runtime()?,
         };
         let mut steps = self.node_steps(&layout)?;
-        steps.extend(self.containerd_steps(&containerd, &runtime)?);
+        steps.extend(self.containerd_steps(&receipt, &containerd, &runtime)?);
         let mut open = Vec::new();
         for step in steps {
             if !step.is_done()? {
@@ -74,12 +75,12 @@ impl Install {
         if open.is_empty() && restarts.is_empty() {
             println!("nixenv is installed on this node; there is nothing to change");
         } else {
-            println!("nixenv {} changes this node:", if self.dry_run { "would" } else { "now" });
+            println!("{} this node:", if self.dry_run { "nixenv would change" } else { "nixenv changes" });
             open.iter().for_each(|step| println!("  {step}"));
             restarts.iter().for_each(|restart| println!("  {restart}"));
         }
         if !self.dry_run {
-            self.carry_out(&layout, &open, &restarts)?;
+            self.carry_out(&layout, receipt, &open, &restarts)?;
             if !service::systemd_runs() && !containerd.runs_ours() {
                 println!("\nsystemd does not run here: start containerd with");
                 println!("  PATH={} NIXENV_RUNTIME={}", containerd.wanted_path(), runtime.display());
@@ -88,35 +89,48 @@ impl Install {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn carry_out(&self, layout: &Layout, open: &[Step], restarts: &[Restart]) -> Result<()> {
+    fn carry_out(
+        &self,
+        layout: &Layout,
+        mut receipt: Receipt,
+        open: &[Step],
+        restarts: &[Restart],
+    ) -> Result<()> {
         let state = layout.state();
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&state)
             .with_context(|| format!("cannot create {}", state.display()))?;
-        let mut receipt = Receipt::load(layout)?;
-        let before = containerd::merged_config(&self.containerd_config).ok();
+        let before = containerd::merged_config(&self.containerd_config);
         for step in open {
             step.apply(layout, &mut receipt)?;
         }
-        if let Some(before) = before {
-            self.check_merged_config(layout, &receipt, &before)?;
+        if let Ok(before) = before {
+            self.check_merged_config(layout, &mut receipt, &before)?;
         }
         restarts.iter().try_for_each(|restart| restart.carry_out(layout, &mut receipt, &self.bin_dir))
     }
 
     /// Makes sure that containerd would read its config as before, and takes the handler out again if not.
-    fn check_merged_config(&self, layout: &Layout, receipt: &Receipt, before: &toml::Table) -> Result<()> {
-        let broken = match containerd::merged_config(&self.containerd_config) {
-            Ok(after) if after == *before => return Ok(()),
-            Ok(_) => anyhow::anyhow!("other settings would change with it"),
-            Err(error) => error,
+    fn check_merged_config(&self, layout: &Layout, receipt: &mut Receipt, before: &str) -> Result<()> {
+        let look = || -> Result<()> {
+            let after = containerd::merged_config(&self.containerd_config)?;
+            let others = containerd_config::without_handler(&after)?;
+            ensure!(
+                others == containerd_config::without_handler(before)?,
+                "other settings would change with it"
+            );
+            ensure!(containerd_config::has_handler(&after)?, "a file that the config imports hides it");
+            Ok(())
         };
+        let Err(error) = look() else { return Ok(()) };
         for change in receipt.changes.iter().rev().filter(|change| change.concerns_containerd()) {
             change::undo(layout, change)?;
         }
-        Err(broken.context(format!(
+        receipt.changes.retain(|change| !change.concerns_containerd());
+        receipt.save(layout)?;
+        Err(error.context(format!(
             "containerd does not take the runtime handler in {}; it was taken out again",
             self.containerd_config.display()
         )))
@@ -159,12 +173,27 @@ impl Install {
     }
 
     /// What containerd needs.
-    fn containerd_steps(&self, containerd: &Containerd, runtime: &Path) -> Result<Vec<Step>> {
+    fn containerd_steps(
+        &self,
+        receipt: &Receipt,
+        containerd: &Containerd,
+        runtime: &Path,
+    ) -> Result<Vec<Step>> {
         let config = &self.containerd_config;
         let text = config.exists().then(|| fs::read_to_string(config)).transpose();
         let text = text.with_context(|| format!("cannot read {}", config.display()))?;
-        let handler =
-            Handler { binary: self.bin_dir.join("nixenv-runc"), version: Containerd::config_version()? };
+        let mut handler = Handler {
+            binary: self.bin_dir.join("nixenv-runc"),
+            version: containerd_config::version_of(&Containerd::default_config()?.parse()?),
+            runc: None,
+        };
+        let theirs = match (&text, receipt.edit(config, &Edit::Handler(handler.clone()))) {
+            (Some(text), Some((_, _, known))) => known.revert(text)?,
+            (text, _) => text.clone().unwrap_or_default(),
+        };
+        if containerd.major() < 2 && containerd_config::runc_handler(&theirs)?.is_none() {
+            handler.runc = containerd_config::runc_handler(&Containerd::default_config()?)?;
+        }
         let place = containerd_config::place(config, text.as_deref(), containerd.major())?;
         let directory = place.parent().unwrap_or(Path::new("/")).to_owned();
         let mut steps = vec![Step::Directory { path: directory, mode: 0o755 }];

@@ -20,7 +20,7 @@ use crate::package_set::Pin;
 const VERSION: u32 = 1;
 
 /// What was created and changed, in order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Receipt {
     version: u32,
@@ -29,7 +29,7 @@ pub struct Receipt {
 }
 
 /// One change of the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Change {
     /// A directory that was not there.
@@ -82,7 +82,7 @@ pub enum Change {
 }
 
 /// Lines of ours in somebody else's file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "edit", rename_all = "kebab-case")]
 pub enum Edit {
     /// A runtime handler in containerd's config.
@@ -212,7 +212,11 @@ mod tests {
                     path: "/etc/containerd/config.toml".into(),
                     written: Digest::of(b"x"),
                     before: None,
-                    edit: Edit::Handler(Handler { binary: "/usr/local/bin/nixenv-runc".into(), version: 2 }),
+                    edit: Edit::Handler(Handler {
+                        binary: "/usr/local/bin/nixenv-runc".into(),
+                        version: 2,
+                        runc: None,
+                    }),
                 },
                 Change::User { name: "nixenv".into() },
                 Change::Unit { name: "nixenv-snapshotter.service".into() },
