@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use environment::hold::{self, Held, Hold};
-use environment::inject::{Injection, Poststop, inject_into_spec};
+use environment::inject::{Injection, Poststop, check_mounts, inject_into_spec};
 use environment::key::ViewId;
 use environment::layout::Layout;
 use environment::lookup::{Found, Namespace};
@@ -37,6 +37,7 @@ pub fn prepare(line: &CommandLine, create: &Create, log: &Log) -> anyhow::Result
     let Some(annotations) = spec["annotations"].as_object() else { return Ok(None) };
     let under_cri = annotations.contains_key("io.kubernetes.cri.container-type");
     let Some(request) = parse_annotations(annotations)? else { return Ok(None) };
+    check_mounts(&spec)?;
 
     let layout = Layout::node();
     let settings = Settings::load(&layout.settings())?;

@@ -199,6 +199,14 @@ pub fn inject_into_process(process: &mut Value, record: &Record) -> Result<(), I
     Ok(())
 }
 
+/// Checks that nothing is mounted where the closure must be, before an environment is resolved for nothing.
+///
+/// # Errors
+/// When the container has a mount of its own at or below `/nix/store`.
+pub fn check_mounts(spec: &Value) -> Result<(), InjectError> {
+    check(spec["mounts"].as_array().map(Vec::as_slice).unwrap_or_default())
+}
+
 fn check_variables(variables: &BTreeMap<String, String>, allowed: &[String]) -> Result<(), InjectError> {
     for (name, value) in variables {
         if !is_variable_name(name) {
@@ -258,15 +266,17 @@ fn mount_store(spec: &mut Value, store: &Path) -> Result<(), InjectError> {
     if mounts.contains(&mount) {
         return Ok(());
     }
-    let own = mounts
-        .iter()
-        .filter_map(|mount| mount["destination"].as_str())
-        .find(|destination| is_in_store(destination));
-    if let Some(destination) = own {
-        return Err(InjectError::Mounted { destination: destination.to_owned() });
-    }
+    check(mounts)?;
     mounts.push(mount);
     Ok(())
+}
+
+fn check(mounts: &[Value]) -> Result<(), InjectError> {
+    let destinations = mounts.iter().filter_map(|mount| mount["destination"].as_str());
+    match destinations.into_iter().find(|destination| is_in_store(destination)) {
+        Some(destination) => Err(InjectError::Mounted { destination: destination.to_owned() }),
+        None => Ok(()),
+    }
 }
 
 fn is_in_store(destination: &str) -> bool {
