@@ -113,7 +113,11 @@ impl Manifest {
 }
 
 /// Encodes `record` behind its digest.
-pub(crate) fn seal(kind: &str, record: &impl Serialize) -> Vec<u8> {
+///
+/// # Panics
+/// When `record` is not text, numbers, and lists and tables of them.
+#[must_use]
+pub fn seal(kind: &str, record: &impl Serialize) -> Vec<u8> {
     let json = serde_json::to_vec(record).expect("records hold only text and numbers");
     let mut bytes = format!("nixenv {kind} {}\n", Digest::of(&json)).into_bytes();
     bytes.extend(json);
@@ -121,10 +125,10 @@ pub(crate) fn seal(kind: &str, record: &impl Serialize) -> Vec<u8> {
 }
 
 /// Reads a record that [`seal`] wrote; the file must be owned by this process' user, with mode 0600.
-pub(crate) fn load_sealed<T: for<'de> Deserialize<'de>>(
-    kind: &str,
-    path: &Path,
-) -> Result<T, ReadManifestError> {
+///
+/// # Errors
+/// When it is absent, unreadable, not root's, or does not verify.
+pub fn load_sealed<T: for<'de> Deserialize<'de>>(kind: &str, path: &Path) -> Result<T, ReadManifestError> {
     let read = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ReadManifestError::Absent { path: path.to_owned() },
         _ => ReadManifestError::Read { path: path.to_owned(), source },

@@ -198,9 +198,10 @@ impl Snapshot {
     #[must_use]
     pub fn of_text(name: &str, text: &str) -> Self {
         let tree = Tree::File { content: text.into(), executable: false };
+        let entry = Observation::File { content: Digest::of(text.as_bytes()), executable: false };
         Self::of_tree(
             name.to_owned(),
-            Inputs::default(),
+            Inputs(vec![(name.to_owned(), entry)]),
             &Tree::Directory(BTreeMap::from([(name.to_owned(), tree)])),
         )
     }

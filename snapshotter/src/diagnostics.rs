@@ -1,0 +1,101 @@
+//! Nix's messages, whole, in the user's terms.
+
+/// Lines of a build that are shown with its failure.
+const MAX_LINES: usize = 200;
+
+/// Removes terminal escapes (ECMA-48 control sequences) and replaces paths that the user never saw.
+pub fn clean(messages: &str, replacements: &[(String, String)]) -> String {
+    let mut text = without_escapes(messages);
+    for (seen, meant) in replacements {
+        text = text.replace(seen.as_str(), meant);
+    }
+    let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
+    lines[lines.len().saturating_sub(MAX_LINES)..].join("\n")
+}
+
+/// The replacements that turn paths in the copy of a config into paths as the user writes them.
+///
+/// `origin` is what the user called the entry file: `dir/config.nix` makes `dir/` the copy's directory.
+pub fn paths_of_copy(copy: &str, entry: &str, origin: &str) -> Vec<(String, String)> {
+    let directory = origin.strip_suffix(entry).unwrap_or_default();
+    let itself = match directory.trim_end_matches('/') {
+        "" => ".",
+        directory => directory,
+    };
+    vec![(format!("{copy}/"), directory.to_owned()), (copy.to_owned(), itself.to_owned())]
+}
+
+fn without_escapes(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(character) = rest.next() {
+        match character {
+            '\x1b' if rest.next_if_eq(&'[').is_some() => {
+                while rest.next().is_some_and(|character| !('@'..='~').contains(&character)) {}
+            }
+            '\n' | '\t' => plain.push(character),
+            character if character.is_control() => {}
+            character => plain.push(character),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const COPY: &str = "/nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-config";
+
+    #[rstest]
+    #[case::a_position_names_the_users_file(
+        "config.nix",
+        "config.nix",
+        "error: syntax error\n\n       at /nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-config/config.nix:3:5:\n",
+        "error: syntax error\n\n       at config.nix:3:5:"
+    )]
+    #[case::an_imported_file_lies_beside_the_config(
+        "config.nix",
+        "/src/env/config.nix",
+        "at /nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-config/lib/x.nix:1:1",
+        "at /src/env/lib/x.nix:1:1"
+    )]
+    #[case::the_copy_itself_is_the_configs_directory(
+        "config.nix",
+        "env/config.nix",
+        "cannot coerce '/nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-config'",
+        "cannot coerce 'env'"
+    )]
+    #[case::a_named_config_has_no_directory(
+        "config.nix",
+        "@python",
+        "at /nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-config/config.nix:1:1",
+        "at config.nix:1:1"
+    )]
+    #[case::other_store_paths_stay(
+        "config.nix",
+        "config.nix",
+        "at /nix/store/1111111111111111111111111111111a-nixpkgs/x.nix",
+        "at /nix/store/1111111111111111111111111111111a-nixpkgs/x.nix"
+    )]
+    #[case::colours_and_controls_vanish(
+        "config.nix",
+        "config.nix",
+        "\x1b[31;1merror:\x1b[0m no\r\n\t| \x07caret ^\n",
+        "error: no\n\t| caret ^"
+    )]
+    #[case::a_cut_escape_ends_the_text("config.nix", "config.nix", "a\x1b[31", "a")]
+    fn messages(#[case] entry: &str, #[case] origin: &str, #[case] nix: &str, #[case] expected: &str) {
+        assert_eq!(clean(nix, &paths_of_copy(COPY, entry, origin)), expected);
+    }
+
+    #[test]
+    fn the_end_of_a_long_log_is_kept() {
+        let log: String = (0..1000).map(|line| format!("line {line}\n")).collect();
+        let text = clean(&log, &[]);
+        assert_eq!(text.lines().count(), MAX_LINES);
+        assert!(text.ends_with("line 999"));
+    }
+}

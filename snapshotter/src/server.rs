@@ -1,0 +1,201 @@
+//! The socket, the peers, the life of the process.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use environment::layout::Layout;
+use environment::protocol::{self, Request, Response};
+use rustix::fs::FlockOperation;
+use tokio::net::UnixListener;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tracing::level_filters::LevelFilter;
+
+use crate::resolver::{Resolver, message_of};
+use crate::{image_environment, logging, startup};
+
+/// Connections at once; more wait.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a peer may be silent between requests, or not take an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The daemon of nixenv: resolves configs into environments.
+#[derive(Debug, clap::Parser)]
+#[command(version)]
+pub struct Arguments {
+    /// What is logged: error, warn, info, debug or trace
+    #[arg(long, default_value = "info")]
+    log_level: LevelFilter,
+    #[command(subcommand)]
+    pub confined: Option<Confined>,
+}
+
+/// What the daemon starts itself as.
+#[derive(Debug, clap::Subcommand)]
+pub enum Confined {
+    /// Confines itself and becomes Nix.
+    #[command(hide = true)]
+    Sandbox {
+        /// The confinement, in JSON.
+        plan: String,
+    },
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// When it cannot start: another daemon runs, or a directory cannot be made.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    logging::start(arguments.log_level);
+    let layout = Layout::node();
+    let _lock = lock(&layout)?;
+    startup::recover(&layout)?;
+    let resolver = Arc::new(Resolver::new(layout.clone()));
+    if let Err(error) = resolver.nix() {
+        tracing::warn!("{:#}", anyhow::Error::new(error));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(MAX_CONNECTIONS + 16)
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    let result = runtime.block_on(serve(&layout, &resolver));
+    let _ = fs::remove_file(layout.socket());
+    // What is under way ends with this process: its children are killed with their parent.
+    runtime.shutdown_background();
+    result
+}
+
+/// Makes this daemon the only one; the lock ends with the process, however it ends.
+fn lock(layout: &Layout) -> anyhow::Result<File> {
+    let directory = layout.run();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .and_then(|()| fs::set_permissions(&directory, Permissions::from_mode(0o700)))
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let path = directory.join("daemon.lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another nixenv-snapshotter runs: it holds {}", path.display()))?;
+    Ok(file)
+}
+
+async fn serve(layout: &Layout, resolver: &Arc<Resolver>) -> anyhow::Result<()> {
+    let (mut terminated, mut interrupted) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let socket = layout.socket();
+    // We hold the lock: nobody listens there.
+    match fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+    if let Err(error) = notify_ready() {
+        tracing::warn!(%error, "cannot tell the service manager that the daemon is ready");
+    }
+    tracing::info!(socket = %socket.display(), "listening");
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let permit = Arc::clone(&connections).acquire_owned().await?;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = terminated.recv() => break,
+            _ = interrupted.recv() => break,
+        };
+        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: some are freed when others end.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (resolver, handle) = (Arc::clone(resolver), Handle::current());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = converse(stream, &resolver, &handle) {
+                tracing::debug!(%error, "a connection ended");
+            }
+            drop(permit);
+        });
+    }
+    tracing::info!("stopping");
+    Ok(())
+}
+
+/// Answers the requests of one peer.
+fn converse(mut stream: UnixStream, resolver: &Arc<Resolver>, runtime: &Handle) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+    if !peer.is_root() && peer != rustix::process::geteuid() {
+        tracing::warn!(uid = peer.as_raw(), "refused a peer that is not root");
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    loop {
+        let (request, descriptor) = match protocol::receive::<Request>(&mut stream) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let message = format!(
+                    "the request is not understood; do the daemon and the runtime have one version ({})? {error}",
+                    env!("CARGO_PKG_VERSION")
+                );
+                protocol::send(&mut stream, &Response::Failed { message }, None)?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        let response = answer(request, descriptor, &mut stream, resolver, runtime);
+        protocol::send(&mut stream, &response, None)?;
+    }
+}
+
+fn answer(
+    request: Request,
+    descriptor: Option<OwnedFd>,
+    stream: &mut UnixStream,
+    resolver: &Arc<Resolver>,
+    runtime: &Handle,
+) -> Response {
+    let result = match request {
+        Request::Status => Ok(Response::Status(resolver.status())),
+        Request::ImageEnvironment(request) => runtime
+            .block_on(image_environment::load(&request))
+            .map(Response::ImageEnvironment)
+            .map_err(message_of),
+        Request::Resolve(request) => resolver
+            .resolve(request, descriptor, |progress| {
+                protocol::send(stream, &Response::Progress(progress), None)
+            })
+            .map(|(key, evaluated)| Response::Resolved { key, evaluated })
+            .map_err(message_of),
+    };
+    result.unwrap_or_else(|message| Response::Failed { message })
+}
+
+/// Tells the service manager that requests are answered from now on (sd_notify(3)).
+fn notify_ready() -> io::Result<()> {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match address.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(Path::new(&address))?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
+}
