@@ -1,5 +1,5 @@
 # One file of all certificates.
-# shellcheck shell=busybox disable=SC2154
+# shellcheck shell=dash disable=SC2154
 mkdir -p root "$out/etc/ssl/certs" "$out/nix-support"
 dpkg-deb -x "$debs" root
 cat root/usr/share/ca-certificates/mozilla/*.crt > "$out/etc/ssl/certs/ca-bundle.crt"

@@ -1,7 +1,7 @@
 # The C library, with the two libraries that depend on it in a circle, as one
 # store path: lib/ only.
 
-# shellcheck shell=busybox disable=SC2154
+# shellcheck shell=dash disable=SC2154
 set -eu
 mkdir -p root "$out/lib"
 for deb in $debs; do

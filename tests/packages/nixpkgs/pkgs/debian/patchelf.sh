@@ -1,6 +1,6 @@
 # The patchelf that patches everything else, unpatched itself.
 
-# shellcheck shell=busybox disable=SC2154
+# shellcheck shell=dash disable=SC2154
 set -eu
 mkdir -p root "$out/bin" "$out/lib"
 for deb in $debs; do

@@ -1,6 +1,6 @@
 # Added to unpack.sh for Python, in $out.
 
-# shellcheck shell=busybox disable=SC2154,SC2164
+# shellcheck shell=dash disable=SC2154,SC2164
 rm -rf share lib/debug etc
 lib=lib/python$pythonVersion
 rm -rf "$lib"/config-* lib/python3

@@ -2,7 +2,7 @@
 # its files: bin, lib, include and share at the top, links inside, the store's
 # loader, run paths of store paths, and the store's interpreters in scripts.
 
-# shellcheck shell=busybox disable=SC2154 # the variables are the derivation's
+# shellcheck shell=dash disable=SC2154 # the variables are the derivation's
 set -eu
 export HOME="$PWD"
 patchelf=$patchelf/bin/patchelf

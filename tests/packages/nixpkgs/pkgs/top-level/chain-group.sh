@@ -2,7 +2,7 @@
 # first, `out`, is the whole group. The fourth to the sixth output of a group
 # are a file, a program and a link.
 
-# shellcheck shell=busybox disable=SC2154,SC2086
+# shellcheck shell=dash disable=SC2154,SC2086
 i=0
 for output in $outputs; do
   eval "path_$i=\$$output"
