@@ -51,17 +51,20 @@ pub fn build_stub(layout: &Layout, closure: &[StorePath]) -> Result<ViewId, View
 /// # Errors
 /// When the kernel refuses. A stub that is partly removed is no longer visible.
 pub fn remove_stub(layout: &Layout, view: &ViewId) -> Result<(), ViewError> {
-    let _lock = lock_mounts(layout)?;
-    unmount(&layout.mount_point(view))?;
-    let scratch = layout.scratch();
+    let (stub, scratch) = (layout.stub(view), layout.scratch());
     create_private(&scratch)?;
     let grave = tempfile::tempdir_in(&scratch).map_err(ViewError::at("create a directory in", &scratch))?;
-    match fs::rename(layout.stub(view), grave.path()) {
+    let lock = lock_mounts(layout)?;
+    unmount(&layout.mount_point(view))?;
+    match fs::rename(&stub, grave.path()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(ViewError::at("remove", &layout.stub(view))(error))
+            return Err(ViewError::at("remove", &stub)(error));
         }
-        _ => grave.close().map_err(ViewError::at("remove from", &scratch)),
+        _ => {}
     }
+    // A large stub takes seconds to remove, and nobody can find it any more.
+    drop(lock);
+    grave.close().map_err(ViewError::at("remove from", &scratch))
 }
 
 fn write_stub(layout: &Layout, stub: &Path, closure: &[StorePath]) -> Result<(), ViewError> {
