@@ -4,18 +4,27 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod change;
+mod config_argument;
 mod containerd;
 mod containerd_config;
 mod doctor;
 mod durable;
 mod elf;
+mod engine;
 mod install;
+mod list;
 mod nix;
 mod package_set;
 mod receipt;
 mod service;
+mod show;
+mod statistics;
+mod table;
 mod uninstall;
+mod warm;
+mod wrapper_work;
 
 /// Boots unmodified container images into the environment that a config.nix names.
 #[derive(Parser)]
@@ -30,6 +39,10 @@ enum Command {
     Install(install::Install),
     Uninstall(uninstall::Uninstall),
     Doctor(doctor::Doctor),
+    Warm(warm::Warm),
+    Show(show::Show),
+    List(list::List),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +50,10 @@ fn main() -> ExitCode {
         Command::Install(command) => command.run(),
         Command::Uninstall(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Warm(command) => command.run(),
+        Command::Show(command) => command.run(),
+        Command::List(command) => command.run(),
+        Command::Bench(command) => command.run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("nixenv: {error:#}");
