@@ -133,12 +133,13 @@ pub fn places_of_spec(bundle: &Path, spec: &Value) -> Result<Vec<Namespace>, Loo
     Ok(places)
 }
 
+/// nerdctl's hook is `nerdctl [GLOBAL FLAGS] internal oci-hook createRuntime`, possibly behind `nsenter` when it is
+/// rootless (`withNerdctlOCIHook` in nerdctl's `pkg/cmd/container/create.go`).
 fn nerdctl_working_directory(spec: &Value) -> Option<&Path> {
     let hooks = spec["hooks"]["createRuntime"].as_array()?;
     let hook = hooks.iter().find(|hook| {
-        hook["args"].as_array().is_some_and(|args| {
-            args.iter().skip(1).filter_map(Value::as_str).eq(["internal", "oci-hook", "createRuntime"])
-        })
+        let args = hook["args"].as_array().map(Vec::as_slice).unwrap_or_default();
+        args.ends_with(&["internal", "oci-hook", "createRuntime"].map(Value::from))
     })?;
     let variables = hook["env"].as_array()?.iter().filter_map(Value::as_str);
     let directory = variables.filter_map(|variable| variable.strip_prefix("PWD=")).next_back()?;
@@ -379,4 +380,25 @@ fn look_up(
         }
     }
     (Err(reason.unwrap_or_default()), warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case::plain(&["nerdctl", "internal", "oci-hook", "createRuntime"], Some("/work"))]
+    #[case::with_global_flags(&["nerdctl", "--data-root=/d", "internal", "oci-hook", "createRuntime"], Some("/work"))]
+    #[case::rootless(&["nsenter", "-F", "--", "nerdctl", "internal", "oci-hook", "createRuntime"], Some("/work"))]
+    #[case::another_hook_of_nerdctl(&["nerdctl", "internal", "oci-hook", "postStop"], None)]
+    #[case::another_program(&["createRuntime"], None)]
+    fn nerdctl_says_where_it_was_called(#[case] args: &[&str], #[case] directory: Option<&str>) {
+        let other = json!({ "path": "/other", "args": ["other"], "env": ["PWD=/other"] });
+        let hook = json!({ "path": args[0], "args": args, "env": ["HOME=/root", "PWD=/work"] });
+        let spec = json!({ "hooks": { "createRuntime": [other, hook] } });
+        assert_eq!(nerdctl_working_directory(&spec), directory.map(Path::new));
+    }
 }
