@@ -30,14 +30,14 @@ const IMAGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Injects the environment that the container asks for, and returns its hold; `None` when it asks for nothing.
 pub fn prepare(line: &CommandLine, create: &Create, log: &Log) -> anyhow::Result<Option<Hold>> {
-    // What is wrong with a bundle, the runtime says.
-    let Ok(bundle) = fs::canonicalize(&create.bundle) else { return Ok(None) };
-    let Some(config) = Config::read(&bundle, &config_path(&bundle, create))? else { return Ok(None) };
+    let Some(config) = Config::read(&create.bundle, &config_path(create))? else { return Ok(None) };
     let Config { document, spec } = config;
     let Some(annotations) = spec["annotations"].as_object() else { return Ok(None) };
     let under_cri = annotations.contains_key("io.kubernetes.cri.container-type");
     let Some(request) = parse_annotations(annotations)? else { return Ok(None) };
     check_mounts(&spec)?;
+    let bundle = fs::canonicalize(&create.bundle)
+        .with_context(|| format!("cannot find the bundle {}", create.bundle.display()))?;
 
     let layout = Layout::node();
     let settings = Settings::load(&layout.settings())?;
@@ -76,11 +76,11 @@ pub fn prepare(line: &CommandLine, create: &Create, log: &Log) -> anyhow::Result
     Ok(Some(hold))
 }
 
-fn config_path(bundle: &Path, create: &Create) -> PathBuf {
+fn config_path(create: &Create) -> PathBuf {
     match &create.config {
         // crun takes it from the working directory, but `config.json` from the bundle (crun's `create.c`).
         Some(config) if config != Path::new("config.json") => config.clone(),
-        _ => bundle.join("config.json"),
+        _ => create.bundle.join("config.json"),
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
     #[case::another_file(Some("/x/spec.json"), "/x/spec.json")]
     #[case::relative_to_the_working_directory(Some("./config.json"), "./config.json")]
     fn the_spec_is_where_the_runtime_looks(#[case] config: Option<&str>, #[case] expected: &str) {
-        let create = Create { bundle: "b".into(), config: config.map(Into::into), id: "c".into() };
-        assert_eq!(config_path(Path::new("/b"), &create).as_os_str(), expected);
+        let create = Create { bundle: "/b".into(), config: config.map(Into::into), id: "c".into() };
+        assert_eq!(config_path(&create).as_os_str(), expected);
     }
 }

@@ -28,12 +28,15 @@ impl Document {
         }
         let mut bytes = Vec::with_capacity(metadata.len() as usize);
         file.read_to_end(&mut bytes)?;
-        Ok(Self { path, metadata, bytes })
+        Ok(Self { path: path.to_owned(), metadata, bytes })
     }
 
-    /// Replaces the file's content: whoever reads it sees the old or the new, whole. Owner and mode stay.
+    /// Replaces the file's content: whoever reads it sees the old or the new, whole. Owner and mode stay, and so do
+    /// links to it.
     pub fn replace(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        write(&self.path, bytes, self.metadata.mode(), |file| {
+        let path =
+            fs::canonicalize(&self.path).with_context(|| format!("cannot find {}", self.path.display()))?;
+        write(&path, bytes, self.metadata.mode(), |file| {
             std::os::unix::fs::fchown(file, Some(self.metadata.uid()), Some(self.metadata.gid()))
         })
     }

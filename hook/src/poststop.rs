@@ -1,7 +1,7 @@
 //! The OCI `poststop` hook: releases what a container held.
 //!
 //! It runs after the container was deleted. Whatever fails here must not make the deletion fail: the exit status is
-//! always 0, and what was not released now, the daemon's sweep releases later.
+//! always 0, and what was not released now, the next sweep releases.
 
 use std::ffi::OsString;
 use std::io::Read as _;
@@ -29,9 +29,12 @@ pub fn container_of(args: &[OsString]) -> Option<Digest> {
     }
 }
 
-/// Releases what `container` held.
+/// Releases what `container` held, and what containers held that never came to be: the runtime may fail after we became
+/// it. Here, where nobody waits, is the place to look for those.
 pub fn run(container: &Digest) -> ExitCode {
-    let _ = hold::release(&Layout::node(), container);
+    let layout = Layout::node();
+    let _ = hold::release(&layout, container);
+    let _ = hold::sweep(&layout);
     ignore_state();
     ExitCode::SUCCESS
 }

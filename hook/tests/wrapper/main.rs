@@ -330,6 +330,20 @@ mod poststop {
     }
 
     #[test]
+    fn the_hook_releases_what_a_container_held_that_never_came_to_be() {
+        let node = Node::new();
+        node.spec(shared(), &[]);
+        node.publish("{}", &[], None);
+        node.engine(&["create", "--bundle", "/bundle", "failed"]);
+        fs::rename(node.at("bundle"), node.at("other")).unwrap();
+        node.engine(&["create", "--bundle", "/other", "c"]);
+        assert_eq!(node.holds(), 2);
+        let another = hold::name_of(None, "another").to_string();
+        assert!(node.run("/own/nixenv-runc", &["poststop", &another]).status.success());
+        assert_eq!(node.holds(), 1);
+    }
+
+    #[test]
     fn the_hook_takes_the_state_and_does_not_wait_for_its_end() {
         let node = Node::new();
         let container = hold::name_of(None, "c").to_string();
