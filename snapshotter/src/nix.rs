@@ -145,7 +145,10 @@ impl Nix {
             ("/etc/nsswitch.conf", "passwd: files\ngroup: files\n".to_owned()),
         ];
         let settings = scratch.settings();
+        // What the collector of the evaluator's memory would read from /proc.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from).to_string();
         let environment = [
+            ("GC_NPROCS", &*processors),
             ("PATH", "/usr/bin:/bin"),
             ("HOME", &home.to_string()),
             ("TMPDIR", &home.to_string()),
@@ -250,8 +253,10 @@ fn learn_facts(program: &Path) -> Result<NodeFacts, NixError> {
     // `nix (Nix) 2.8.0`
     let version = ask("nix", &["--version"])?;
     let nix_version = version.rsplit(' ').next().unwrap_or_default().to_owned();
-    let expression = ["--eval", "--store", "dummy://", "--expr", "builtins.currentSystem"];
-    let system = ask("nix-instantiate", &expression)?.trim_matches('"').to_owned();
+    // With a store that is none, so that the Nix daemon need not run yet.
+    let arguments =
+        ["--extra-experimental-features", "nix-command", "eval", "--impure", "--store", "dummy://"];
+    let system = ask("nix", &[&arguments[..], &["--raw", "--expr", "builtins.currentSystem"]].concat())?;
     Ok(NodeFacts { nix_version, system })
 }
 

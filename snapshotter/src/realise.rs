@@ -104,7 +104,8 @@ fn run(
     arguments: &[&str],
     progress: impl FnMut(&str),
 ) -> Result<Vec<u8>, RealiseError> {
-    let sandbox = nix.confined(scratch, "nix", arguments, settings.evaluation.memory_mib);
+    let arguments = [&["--offline"], arguments].concat();
+    let sandbox = nix.confined(scratch, "nix", &arguments, settings.evaluation.memory_mib);
     let finished = child::run(&sandbox, None, progress).map_err(RealiseError::Run)?;
     if finished.status.success() {
         Ok(finished.output)

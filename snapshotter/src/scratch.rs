@@ -23,13 +23,15 @@ use tempfile::TempDir;
 
 use crate::nix::Account;
 
-/// Nothing of a `nix.conf` of the node's or a user's applies: hence only what differs from Nix's defaults.
+/// Nix's settings here; nothing of a `nix.conf` of the node's or a user's applies. The Nix daemon substitutes although
+/// Nix has no network here, which it would otherwise take for the node's state (`haveInternet` in Nix's `nix/main.cc`).
 const NIX_CONF: &str = "\
 pure-eval = true
 allow-import-from-derivation = false
 accept-flake-config = false
 experimental-features = nix-command
 flake-registry =
+substitute = true
 ";
 
 /// A directory for one piece of work; dropped, it and its GC roots are removed.

@@ -131,7 +131,7 @@ pub struct Extracted {
     pub variables: BTreeMap<String, String>,
     /// The text of `shellHook`, if there is any.
     pub shell_hook: Option<String>,
-    /// The shell that ran the set-up hooks.
+    /// The shell that ran the set-up hooks: the derivation's builder. (`BASH` depends on the build user's account.)
     pub shell: Option<String>,
 }
 
@@ -220,7 +220,7 @@ impl BuildEnvironment {
             return Err(VariablesError::TooMany { bytes });
         }
         let shell_hook = self.text("shellHook").filter(|hook| !hook.trim().is_empty()).map(str::to_owned);
-        Ok(Extracted { variables, shell_hook, shell: self.text("BASH").map(str::to_owned) })
+        Ok(Extracted { variables, shell_hook, shell: self.text("builder").map(str::to_owned) })
     }
 
     fn exported(&self) -> impl Iterator<Item = (&str, &str)> {

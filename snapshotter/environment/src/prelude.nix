@@ -91,6 +91,12 @@ let
 
   isDerivation = value: isAttrs value && (value.type or null) == "derivation";
 
+  # Nix writes the variables of a build environment into its outputs, which it looks up by this attribute.
+  withOutputs = value:
+    if value ? drvAttrs && !(value.drvAttrs ? outputs)
+    then derivation (value.drvAttrs // { outputs = [ "out" ]; })
+    else value;
+
   environmentOf = value:
     let
       shapes = "a derivation (pkgs.mkShell { ... }), a list of packages, or a set of packages, env and shellHook";
@@ -112,4 +118,5 @@ let
   hasBaseline = isAttrs (environment.stdenv or null) && environment.stdenv ? mkDerivation;
   baseline = environment.stdenv.mkDerivation { name = "baseline"; };
 in
-[ environment ] ++ (if hasBaseline && (builtins.tryEval baseline.drvPath).success then [ baseline ] else [ ])
+map withOutputs
+  ([ environment ] ++ (if hasBaseline && (builtins.tryEval baseline.drvPath).success then [ baseline ] else [ ]))
