@@ -235,6 +235,12 @@ impl Step {
 pub fn undo(layout: &Layout, change: &Change) -> Result<Option<String>> {
     match change {
         Change::Directory { path } => match fs::remove_dir(path) {
+            // The roots of environments go with the environments.
+            Err(error)
+                if error.kind() == ErrorKind::DirectoryNotEmpty && path.starts_with(layout.gc_roots()) =>
+            {
+                Ok(None)
+            }
             Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
                 Ok(Some(format!("{} is not empty", path.display())))
             }
@@ -282,7 +288,12 @@ pub fn undo(layout: &Layout, change: &Change) -> Result<Option<String>> {
             }
             Ok(None)
         }
-        Change::Process { pid_file } => service::stop_process(pid_file).map(|_| None),
+        Change::Process { pid_file } => {
+            service::stop_process(pid_file)?;
+            // It lies in a directory of ours.
+            let _ = fs::remove_file(service::LOG);
+            Ok(None)
+        }
     }
 }
 

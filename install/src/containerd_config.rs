@@ -168,17 +168,26 @@ pub fn runc_handler(text: &str) -> Result<Option<toml::Table>> {
     Ok(runtimes(&table(text)?)?.and_then(|runtimes| runtimes.get("runc")?.as_table()).cloned())
 }
 
-/// Whether our handler is in a config.
-pub fn has_handler(text: &str) -> Result<bool> {
-    Ok(runtimes(&table(text)?)?.is_some_and(|runtimes| runtimes.contains_key(HANDLER)))
+/// Whether a merged config has our handler, or would have if Kubernetes' interface were not disabled.
+pub fn has_handler(dump: &str) -> Result<bool> {
+    const CRI: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
+    let config = table(dump)?;
+    let disabled = config.get("disabled_plugins").and_then(toml::Value::as_array);
+    let disabled = disabled.into_iter().flatten().any(|id| id.as_str().is_some_and(|id| CRI.contains(&id)));
+    Ok(disabled || runtimes(&config)?.is_some_and(|runtimes| runtimes.contains_key(HANDLER)))
 }
 
-/// What a config says besides our handler and the files that it imports.
+/// What a config says besides our handler, the files that it imports, and tables with nothing in them: migrating a
+/// config, containerd 2 leaves some.
 pub fn without_handler(text: &str) -> Result<toml::Table> {
     let mut config = table(text)?;
     config.remove("imports");
-    let path = runtimes_path(table_version(&config))?;
-    prune(&mut config, &path);
+    let mut runtimes = Some(&mut config);
+    for name in runtimes_path(table_version(&table(text)?))? {
+        runtimes = runtimes.and_then(|table| table.get_mut(name)?.as_table_mut());
+    }
+    runtimes.and_then(|runtimes| runtimes.remove(HANDLER));
+    prune(&mut config);
     Ok(config)
 }
 
@@ -195,18 +204,13 @@ fn runtimes(config: &toml::Table) -> Result<Option<&toml::Table>> {
     Ok(path.into_iter().try_fold(config, |table, name| table.get(name)?.as_table()))
 }
 
-/// Removes the handler below `path`, and the tables that are empty without it.
-fn prune(table: &mut toml::Table, path: &[&str]) {
-    let Some((name, rest)) = path.split_first() else {
-        table.remove(HANDLER);
-        return;
-    };
-    if let Some(toml::Value::Table(inner)) = table.get_mut(*name) {
-        prune(inner, rest);
-        if inner.is_empty() {
-            table.remove(*name);
-        }
-    }
+/// Removes the tables with nothing in them.
+fn prune(table: &mut toml::Table) {
+    table.retain(|_, value| {
+        let Some(inner) = value.as_table_mut() else { return true };
+        prune(inner);
+        !inner.is_empty()
+    });
 }
 
 #[cfg(test)]
@@ -293,6 +297,18 @@ imports = [\"/etc/containerd/conf.d/*.toml\"]
         assert_eq!(ours["options"]["SystemdCgroup"].as_bool(), Some(true));
         assert_eq!(ours["options"]["BinaryName"].as_str(), Some("/usr/local/bin/nixenv-runc"));
         assert_eq!(ours["pod_annotations"].as_array().unwrap().len(), ANNOTATIONS.len());
+    }
+
+    #[rstest]
+    #[case::it_is_there(
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.nixenv-runc]\n",
+        true
+    )]
+    #[case::another_file_replaced_the_section("version = 2\n[plugins.'io.containerd.grpc.v1.cri']\n", false)]
+    #[case::nothing_reads_it("version = 2\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n", true)]
+    #[case::nothing_reads_it_as_docker_ships_it("disabled_plugins = ['cri']\n", true)]
+    fn a_merged_config_takes_the_handler(#[case] dump: &str, #[case] taken: bool) {
+        assert_eq!(has_handler(dump).unwrap(), taken);
     }
 
     #[test]

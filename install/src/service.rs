@@ -13,6 +13,7 @@ use environment::layout::Layout;
 use environment::protocol::{Client, Request, Response, Status};
 use rustix::process::{Pid, Signal};
 
+use crate::change::Step;
 use crate::nix;
 use crate::receipt::{Change, Receipt};
 
@@ -56,6 +57,8 @@ impl Restart {
             Self::Daemon => {
                 let pid_file = pid_file(layout);
                 stop_process(&pid_file)?;
+                let logs = Path::new(LOG).parent().unwrap_or(Path::new("/"));
+                Step::Directory { path: logs.to_owned(), mode: 0o755 }.apply(layout, receipt)?;
                 receipt.record(Change::Process { pid_file });
                 receipt.save(layout)?;
                 start_process(layout, &bin_dir.join(DAEMON))?;
@@ -100,7 +103,6 @@ pub fn daemon_status(layout: &Layout) -> Result<Status> {
 
 /// Starts the daemon as a plain process and waits until it answers.
 pub fn start_process(layout: &Layout, program: &Path) -> Result<()> {
-    fs::create_dir_all("/var/log/nixenv").context("cannot create /var/log/nixenv")?;
     fs::create_dir_all(layout.run())?;
     let log = OpenOptions::new()
         .create(true)

@@ -42,6 +42,9 @@ impl Uninstall {
             if let Some(left) = change::undo(&layout, &change)? {
                 println!("kept: {left}");
             }
+            if self.purge && matches!(change, Change::Unit { .. } | Change::Process { .. }) {
+                remove_all(&layout.gc_roots())?;
+            }
             receipt.save(&layout)?;
         }
         if restart {
@@ -49,14 +52,18 @@ impl Uninstall {
             nix::output("systemctl", ["try-restart", "containerd.service"])?;
         }
         unmount_views(&layout)?;
-        remove(&Receipt::path(&layout))?;
-        remove_all(&change::backups(&layout))?;
         if self.purge {
-            remove_all(&layout.state())?;
             remove_all(&layout.gc_roots())?;
+            remove_all(&layout.state())?;
         } else {
-            // Fails, as it should, while environments are there.
-            let _ = fs::remove_dir(layout.state());
+            remove(&Receipt::path(&layout))?;
+            remove_all(&change::backups(&layout))?;
+            match fs::remove_dir(layout.state()) {
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+                    println!("kept: the environments in {}; --purge removes them", layout.state().display());
+                }
+                outcome => absent_is_fine(outcome, &layout.state())?,
+            }
         }
         println!("nixenv is no longer installed on this node");
         Ok(ExitCode::SUCCESS)
