@@ -1,5 +1,7 @@
 //! Nix's messages, whole, in the user's terms.
 
+use std::process::ExitStatus;
+
 /// Lines of a build that are shown with its failure.
 const MAX_LINES: usize = 200;
 
@@ -11,6 +13,11 @@ pub fn clean(messages: &str, replacements: &[(String, String)]) -> String {
     }
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
     lines[lines.len().saturating_sub(MAX_LINES)..].join("\n")
+}
+
+/// What Nix said; of a Nix that was killed before it could say anything, how.
+pub fn or_status(messages: String, status: ExitStatus) -> String {
+    if messages.trim().is_empty() { format!("Nix ended with {status}") } else { messages }
 }
 
 /// The replacements that turn paths in the copy of a config into paths as the user writes them.

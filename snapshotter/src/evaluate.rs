@@ -184,7 +184,7 @@ impl Config {
         } else if is_out_of_memory(&finished) {
             EvaluateError::OutOfMemory { memory_mib: limits.memory_mib, messages }
         } else {
-            EvaluateError::Refused { messages }
+            EvaluateError::Refused { messages: diagnostics::or_status(messages, finished.status) }
         })
     }
 

@@ -55,8 +55,7 @@ impl Flights {
 
 impl Flight {
     /// Tells those who wait how far the work is.
-    pub fn report(&self, phase: &str, detail: &str) {
-        let progress = Progress { phase: phase.to_owned(), done: 0, total: 0, detail: detail.to_owned() };
+    pub fn report(&self, progress: Progress) {
         self.change(|state| {
             state.progress = Some(progress);
             state.reports += 1;
@@ -198,8 +197,10 @@ mod tests {
         let (go, gate) = mpsc::channel::<()>();
         let flight = Arc::new(Flights::default())
             .join(key("a"), move |flight| {
-                flight.report("evaluate", "one");
-                flight.report("evaluate", "two");
+                for detail in ["one", "two"] {
+                    let (phase, detail) = ("evaluate".to_owned(), detail.to_owned());
+                    flight.report(Progress { phase, done: 0, total: 0, detail });
+                }
                 let _ = gate.recv();
                 Ok(true)
             })

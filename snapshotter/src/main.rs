@@ -7,6 +7,7 @@
 //! flight             many requests for one key, one piece of work
 //! evaluate           config to derivation
 //! realise            derivation to build environment and closure
+//! activity           what Nix says it does
 //! variables          what of a build environment is a container's
 //! baseline           the build environment that is empty, to tell noise
 //! publish            environment to disk
@@ -19,6 +20,7 @@
 //! logging            where the daemon's own messages go
 //! ```
 
+mod activity;
 mod baseline;
 mod child;
 mod diagnostics;

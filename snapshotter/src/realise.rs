@@ -6,10 +6,13 @@
 
 use std::io;
 
+use environment::protocol::Progress;
 use environment::settings::Settings;
 use environment::store_path::StorePath;
 
+use crate::activity::Activities;
 use crate::child;
+use crate::diagnostics;
 use crate::nix::Nix;
 use crate::scratch::{self, Scratch};
 
@@ -64,17 +67,10 @@ pub fn realise(
     settings: &Settings,
     scratch: &Scratch,
     derivation: &StorePath,
-    progress: impl FnMut(&str),
+    progress: impl FnMut(Progress),
 ) -> Result<Realised, RealiseError> {
     let profile = scratch.output().join(derivation.base_name());
-    let arguments = [
-        "print-dev-env",
-        "--json",
-        "--print-build-logs",
-        "--profile",
-        &profile.to_string_lossy(),
-        derivation.as_str(),
-    ];
+    let arguments = ["print-dev-env", "--json", "--profile", &profile.to_string_lossy(), derivation.as_str()];
     let json = run(nix, settings, scratch, &arguments, progress)?;
     let path = scratch::read_root(&profile).map_err(RealiseError::NoResult)?;
     Ok(Realised { path, json })
@@ -102,16 +98,17 @@ fn run(
     settings: &Settings,
     scratch: &Scratch,
     arguments: &[&str],
-    progress: impl FnMut(&str),
+    mut progress: impl FnMut(Progress),
 ) -> Result<Vec<u8>, RealiseError> {
-    let arguments = [&["--offline"], arguments].concat();
+    let arguments = [&["--offline", "--log-format", "internal-json"], arguments].concat();
     let sandbox = nix.confined(scratch, "nix", &arguments, settings.evaluation.memory_mib);
-    let finished = child::run(&sandbox, None, progress).map_err(RealiseError::Run)?;
+    let mut activities = Activities::default();
+    let finished =
+        child::run(&sandbox, None, |line| progress(activities.note(line))).map_err(RealiseError::Run)?;
     if finished.status.success() {
-        Ok(finished.output)
-    } else {
-        Err(RealiseError::Refused { messages: finished.messages })
+        return Ok(finished.output);
     }
+    Err(RealiseError::Refused { messages: diagnostics::or_status(activities.messages(), finished.status) })
 }
 
 fn parse_closure(text: &str) -> Result<Vec<Sized>, RealiseError> {

@@ -239,17 +239,17 @@ impl Resolver {
         let mut scratch = Scratch::new(&self.layout, Account::of_node()).map_err(ResolveError::Scratch)?;
 
         let started = Instant::now();
-        flight.report("evaluate", "");
+        flight.report(at("evaluate", ""));
         self.evaluations.fetch_add(1, Ordering::Relaxed);
         let evaluated = config
-            .evaluate(nix, settings, &mut scratch, |line| flight.report("evaluate", line))
+            .evaluate(nix, settings, &mut scratch, |line| flight.report(at("evaluate", line)))
             .map_err(ResolveError::Evaluate)?;
         let evaluation_ms = milliseconds(started);
 
         let started = Instant::now();
-        flight.report("realise", "");
-        let realised = realise::realise(nix, settings, &scratch, &evaluated.environment, |line| {
-            flight.report("realise", line);
+        flight.report(at("realise", ""));
+        let realised = realise::realise(nix, settings, &scratch, &evaluated.environment, |progress| {
+            flight.report(progress);
         });
         let realised = realised.map_err(|error| {
             ResolveError::Realise(match error {
@@ -292,10 +292,10 @@ impl Resolver {
         let closure_bytes = closure.iter().map(|sized| sized.bytes).sum();
         let paths: Vec<StorePath> = closure.into_iter().map(|sized| sized.path).collect();
 
-        flight.report("view", "");
+        flight.report(at("view", ""));
         let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let view = publish::build_view(&self.layout, &paths).map_err(ResolveError::Publish)?;
-        flight.report("publish", "");
+        flight.report(at("publish", ""));
         let manifest = Manifest {
             key,
             origin: config.origin.clone(),
@@ -320,6 +320,11 @@ impl Resolver {
         );
         Ok(true)
     }
+}
+
+/// The beginning of a phase, or a line of one whose extent is not known.
+fn at(phase: &str, detail: &str) -> Progress {
+    Progress { phase: phase.to_owned(), done: 0, total: 0, detail: detail.to_owned() }
 }
 
 fn milliseconds(since: Instant) -> u64 {

@@ -112,14 +112,18 @@ async fn serve(layout: &Layout, resolver: &Arc<Resolver>) -> anyhow::Result<()> 
     tracing::info!(socket = %socket.display(), "listening");
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let permit = Arc::clone(&connections).acquire_owned().await?;
+        let next = async {
+            let permit = Arc::clone(&connections).acquire_owned().await.map_err(io::Error::other)?;
+            let (stream, _) = listener.accept().await?;
+            Ok::<_, io::Error>((permit, stream.into_std()?))
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next => accepted,
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
         };
-        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => stream,
+        let (permit, stream) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: some are freed when others end.
                 tracing::warn!(%error, "cannot accept a connection");

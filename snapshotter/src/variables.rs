@@ -289,3 +289,134 @@ fn store_hashes(text: &str) -> impl Iterator<Item = &str> {
         format!("/nix/store/{hash}-x").parse::<StorePath>().is_ok().then_some(hash)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const OUT: &str = "/nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-x-env";
+
+    fn environment(exported: &[(&str, &str)]) -> BuildEnvironment {
+        let variables = exported.iter().chain(&[("out", OUT), ("outputs", "out")]).map(|(name, value)| {
+            let variable = Variable { r#type: "exported".to_owned(), value: (*value).into() };
+            ((*name).to_owned(), variable)
+        });
+        BuildEnvironment { variables: variables.collect() }
+    }
+
+    fn extract(
+        environment: &BuildEnvironment,
+        baseline: &[(&str, &str)],
+        allow: &[&str],
+    ) -> Result<Extracted, VariablesError> {
+        let baseline =
+            baseline.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        environment.extract(&baseline, &allow.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[rstest]
+    #[case::what_a_config_sets_passes(&[("A", "spaces, \"quotes\"\nand ünïcode")], &[], &["A"])]
+    #[case::what_a_builder_needs_does_not(
+        &[("HOME", "/homeless-shelter"), ("TMPDIR", "/build"), ("PWD", "/build"), ("SHLVL", "1"), ("_", "/x")],
+        &[], &[]
+    )]
+    #[case::what_directs_a_build_does_not(&[("buildInputs", ""), ("name", "x"), ("shellHook", "")], &[], &[])]
+    #[case::outputs_do_not(&[], &[], &[])]
+    #[case::what_an_empty_environment_has_does_not(&[("CC", "gcc")], &[("CC", "gcc")], &[])]
+    #[case::with_another_value_it_does(&[("CC", "clang")], &[("CC", "gcc")], &["CC"])]
+    #[case::path_always_does(&[("PATH", "/nix/store/x/bin")], &[("PATH", "/nix/store/x/bin")], &["PATH"])]
+    #[case::own_outputs_make_no_difference(
+        &[("NIX_LDFLAGS", "-rpath /nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-x-env/lib")],
+        &[("NIX_LDFLAGS", "-rpath /nix/store/output/lib")], &[]
+    )]
+    #[case::a_certificate_file_that_is_none_does_not(&[("SSL_CERT_FILE", "/no-cert-file.crt")], &[], &[])]
+    #[case::a_certificate_file_does(&[("SSL_CERT_FILE", "/etc/ssl/x")], &[], &["SSL_CERT_FILE"])]
+    #[case::compilers_know_what_flags_are_for(
+        &[("NIX_CFLAGS_COMPILE", "-isystem x"), ("NIX_CC_WRAPPER_TARGET_HOST_x86_64", "1")],
+        &[("NIX_CFLAGS_COMPILE", ""), ("NIX_CC_WRAPPER_TARGET_HOST_x86_64", "1")],
+        &["NIX_CC_WRAPPER_TARGET_HOST_x86_64", "NIX_CFLAGS_COMPILE"]
+    )]
+    #[case::without_flags_they_need_not(
+        &[("NIX_CC_WRAPPER_TARGET_HOST_x86_64", "1")], &[("NIX_CC_WRAPPER_TARGET_HOST_x86_64", "1")], &[]
+    )]
+    fn noise(
+        #[case] exported: &[(&str, &str)],
+        #[case] baseline: &[(&str, &str)],
+        #[case] expected: &[&str],
+    ) {
+        let extracted = extract(&environment(exported), baseline, &[]).unwrap();
+        assert_eq!(extracted.variables.keys().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_environment_without_anything_is_empty_beside_its_own_baseline() {
+        let environment = environment(&[("CC", "gcc"), ("NIX_LDFLAGS", OUT), ("XDG_DATA_DIRS", "/x")]);
+        let baseline = environment.normalised();
+        assert_eq!(environment.extract(&baseline, &[]).unwrap().variables, BTreeMap::new());
+    }
+
+    #[rstest]
+    #[case::is_refused("LD_PRELOAD", &[], false)]
+    #[case::is_refused_though_another_is_allowed("LD_AUDIT", &["LD_PRELOAD"], false)]
+    #[case::is_allowed_by_the_node("LD_LIBRARY_PATH", &["LD_LIBRARY_PATH"], true)]
+    fn a_variable_of_the_dynamic_linker(#[case] name: &str, #[case] allow: &[&str], #[case] passes: bool) {
+        let result = extract(&environment(&[(name, "/x.so")]), &[], allow);
+        assert_eq!(result.is_ok(), passes);
+    }
+
+    #[rstest]
+    #[case::a_name_with_an_end_of_line("A\nB", "x")]
+    #[case::a_name_with_an_equals_sign("A=B", "x")]
+    #[case::a_value_with_nul("A", "x\0y")]
+    fn a_malformed_variable_is_refused(#[case] name: &str, #[case] value: &str) {
+        let result = extract(&environment(&[(name, value)]), &[], &[]);
+        assert!(matches!(result, Err(VariablesError::Malformed { .. })));
+    }
+
+    #[test]
+    fn what_the_kernel_would_refuse_is_refused() {
+        let value = "x".repeat(MAX_VARIABLE_BYTES);
+        let result = extract(&environment(&[("A", &value)]), &[], &[]);
+        assert!(matches!(result, Err(VariablesError::TooLong { .. })));
+        assert!(extract(&environment(&[("A", &value[1..])]), &[], &[]).is_ok());
+        let names: Vec<String> = (0..10).map(|index| format!("A{index}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (name.as_str(), &value[2..])).collect();
+        assert!(matches!(extract(&environment(&many), &[], &[]), Err(VariablesError::TooMany { .. })));
+    }
+
+    #[rstest]
+    #[case::no_empty_element("/a/bin:/path-not-set::/b/bin:", "/a/bin:/b/bin")]
+    #[case::nothing_but_empty_elements(":", "")]
+    fn a_path_names_directories(#[case] value: &str, #[case] expected: &str) {
+        let extracted = extract(&environment(&[("PATH", value)]), &[], &[]).unwrap();
+        assert_eq!(extracted.variables["PATH"], expected);
+    }
+
+    #[test]
+    fn arrays_and_unexported_variables_stay_behind() {
+        let json = br#"{"variables": {
+            "A": {"type": "exported", "value": "1"},
+            "B": {"type": "var", "value": "1"},
+            "C": {"type": "array", "value": ["1"]},
+            "D": {"type": "associative", "value": {"1": "1"}},
+            "E": {"type": "unknown"},
+            "shellHook": {"type": "exported", "value": " echo hi\n"}},
+            "bashFunctions": {}}"#;
+        let extracted = BuildEnvironment::parse(json).unwrap().extract(&BTreeMap::new(), &[]).unwrap();
+        assert_eq!(extracted.variables, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
+        assert_eq!(extracted.shell_hook.as_deref(), Some(" echo hi\n"));
+    }
+
+    #[test]
+    fn a_store_path_outside_of_the_closure_is_seen() {
+        let variables = BTreeMap::from([
+            ("A".to_owned(), format!("{OUT}/bin:/nix/store/1111111111111111111111111111111a-b.")),
+            ("B".to_owned(), format!("x{OUT}y /nix/store/ /nix/store/short")),
+        ]);
+        let closure = BTreeSet::from(["r2dydhgyxl38xw69v81pl4rpk9ndj241"]);
+        let outside: Vec<_> = outside_of_closure(&variables, &closure).collect();
+        assert_eq!(outside, [("A", "1111111111111111111111111111111a")]);
+    }
+}
