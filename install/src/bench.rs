@@ -206,7 +206,10 @@ fn print_table(results: &[(&str, Summary)], engine: Engine, image: &str) {
             (*name).to_owned(),
             format!("{:.1} ms", summary.median_ms),
             format!("{:.1} ms", summary.p95_ms),
-            plain.map_or(String::new(), |plain| format!("{:.3}", ratio(summary, plain))),
+            // The wrapper's work is no start.
+            plain
+                .filter(|_| *name != "wrapper")
+                .map_or(String::new(), |plain| format!("{:.3}", ratio(summary, plain))),
             summary.runs.to_string(),
         ]
     });

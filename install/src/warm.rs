@@ -87,7 +87,7 @@ impl Reporter {
             }
             Self::Lines { phase } if *phase != progress.phase => {
                 phase.clone_from(&progress.phase);
-                eprintln!("{phase} {}", progress.detail);
+                eprintln!("{}", format!("{phase} {}", progress.detail).trim_end());
             }
             Self::Lines { .. } => {}
         }
