@@ -5,13 +5,14 @@ use std::process::ExitStatus;
 /// Lines of a build that are shown with its failure.
 const MAX_LINES: usize = 200;
 
-/// Removes terminal escapes (ECMA-48 control sequences) and replaces paths that the user never saw.
+/// Removes terminal escapes (ECMA-48 control sequences) and what is about the prelude, and replaces paths that the user
+/// never saw.
 pub fn clean(messages: &str, replacements: &[(String, String)]) -> String {
     let mut text = without_escapes(messages);
     for (seen, meant) in replacements {
         text = text.replace(seen.as_str(), meant);
     }
-    let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
+    let lines = without_prelude(text.trim().lines().map(str::trim_end));
     lines[lines.len().saturating_sub(MAX_LINES)..].join("\n")
 }
 
@@ -30,6 +31,37 @@ pub fn paths_of_copy(copy: &str, entry: &str, origin: &str) -> Vec<(String, Stri
         directory => directory,
     };
     vec![(format!("{copy}/"), directory.to_owned()), (copy.to_owned(), itself.to_owned())]
+}
+
+/// Removes the frames of a trace that are in the prelude, which Nix is given as a string, and the advice to call Nix
+/// with another option. A frame is a line that begins with an ellipsis, and what follows it up to an empty line.
+fn without_prelude<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut frame: Option<usize> = None;
+    for line in lines {
+        if line.trim_start().starts_with('…') {
+            frame = Some(kept.len());
+        }
+        if line.contains("'--show-trace'") {
+            continue;
+        }
+        if line.is_empty() {
+            let of_prelude = |start: usize| kept[start..].iter().any(|line| line.contains("at «string»:"));
+            if let Some(start) = frame.take().filter(|&start| of_prelude(start)) {
+                kept.truncate(start);
+                continue;
+            }
+            if kept.last().is_none_or(|last| last.is_empty() || *last == "error:") {
+                continue;
+            }
+        }
+        // Of a trace, only the error itself is left.
+        if kept.last() == Some(&"error:") && line.trim_start().starts_with("error:") {
+            kept.pop();
+        }
+        kept.push(line);
+    }
+    kept
 }
 
 fn without_escapes(text: &str) -> String {
@@ -92,6 +124,18 @@ mod tests {
         "config.nix",
         "\x1b[31;1merror:\x1b[0m no\r\n\t| \x07caret ^\n",
         "error: no\n\t| caret ^"
+    )]
+    #[case::what_the_prelude_does_is_not_told(
+        "config.nix",
+        "config.nix",
+        "error:\n       … while calling the 'map' builtin\n         at «string»:1:1:\n            1| map x\n             | ^\n\n       … while calling y\n         at /nix/store/r2dydhgyxl38xw69v81pl4rpk9ndj241-config/y.nix:1:1:\n\n       (stack trace truncated; use '--show-trace' to show the full, detailed trace)\n\n       error: no\n       at z\n",
+        "error:\n       … while calling y\n         at y.nix:1:1:\n\n       error: no\n       at z"
+    )]
+    #[case::without_a_trace_the_error_stands_alone(
+        "config.nix",
+        "config.nix",
+        "warning: x\nerror:\n       … while calling the 'map' builtin\n         at «string»:1:1:\n            1| map x\n\n       error: no\n",
+        "warning: x\n       error: no"
     )]
     #[case::a_cut_escape_ends_the_text("config.nix", "config.nix", "a\x1b[31", "a")]
     fn messages(#[case] entry: &str, #[case] origin: &str, #[case] nix: &str, #[case] expected: &str) {

@@ -54,11 +54,13 @@ impl Flights {
 }
 
 impl Flight {
-    /// Tells those who wait how far the work is.
+    /// Tells those who wait how far the work is, unless they know.
     pub fn report(&self, progress: Progress) {
         self.change(|state| {
-            state.progress = Some(progress);
-            state.reports += 1;
+            if state.progress.as_ref() != Some(&progress) {
+                state.progress = Some(progress);
+                state.reports += 1;
+            }
         });
     }
 

@@ -28,9 +28,7 @@ use crate::nix::Account;
 const NIX_CONF: &str = "\
 pure-eval = true
 allow-import-from-derivation = false
-accept-flake-config = false
 experimental-features = nix-command
-flake-registry =
 substitute = true
 ";
 

@@ -132,15 +132,15 @@ fn shapes_of_a_config(#[case] config: &str, #[case] attr: Option<&str>) {
     "let f = n: s: if n == 0 then s else f (n - 1) (s + s); in builtins.stringLength (f 40 \"xxxxxxxx\")",
     &["evaluation.memory-mib in /etc/nixenv/config.toml", "512 MiB"]
 )]
-#[case::endless_recursion("let f = x: 1 + f x; in f 1", &["possible infinite recursion"])]
+#[case::endless_recursion("let f = x: 1 + f x; in f 1", &["stack overflow"])]
 #[case::a_preloaded_library(
     "{ pkgs }: pkgs.mkShell { LD_PRELOAD = \"/lib/x.so\"; }",
     &["LD_PRELOAD", "variables.allow = [\"LD_PRELOAD\"]"]
 )]
-#[case::a_file_of_the_node("{ }: builtins.readFile \"/etc/shadow\"", &["/etc/shadow", "pure"])]
-#[case::the_process_table("{ }: builtins.readFile \"/proc/self/environ\"", &["/proc/self/environ", "pure"])]
+#[case::a_file_of_the_node("{ }: builtins.readFile \"/etc/shadow\"", &["/etc", "pure"])]
+#[case::the_process_table("{ }: builtins.readFile \"/proc/self/environ\"", &["/proc", "pure"])]
 #[case::another_store_path(
-    "{ }: builtins.readDir \"/nix/store\"", &["/nix/store", "pure"]
+    "{ }: builtins.readDir \"/nix/store/.links\"", &["/nix/store/.links", "pure"]
 )]
 #[case::an_import_from_a_derivation(
     "{ pkgs }: import \"${pkgs.build \"x\" \"echo 1 > $out\"}\"", &["import-from-derivation"]
@@ -154,7 +154,7 @@ fn what_is_wrong_is_said_and_nothing_is_left(#[case] config: &str, #[case] expec
         for part in expected {
             assert!(message.contains(part), "no {part:?} in:\n{message}");
         }
-        assert!(!message.contains("\u{1b}[") && !message.contains("-config/"), "{message}");
+        assert!(["\u{1b}[", "-config/", "«string»"].iter().all(|part| !message.contains(part)), "{message}");
         assert_eq!(node.leftovers(), [""; 0]);
         assert_eq!(names(&node.layout.environments()), [""; 0]);
         assert_eq!(processes("nix-instantiate"), 0);
