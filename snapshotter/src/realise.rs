@@ -100,7 +100,10 @@ fn run(
     arguments: &[&str],
     mut progress: impl FnMut(Progress),
 ) -> Result<Vec<u8>, RealiseError> {
-    let arguments = [&["--offline", "--log-format", "internal-json"], arguments].concat();
+    // Without a network Nix would tell its daemon not to substitute, whatever a `nix.conf` says: only the command line
+    // counts as an override there (`loadConfFile` in Nix's `libstore/globals.cc`, `mainWrapped` in `nix/main.cc`).
+    let always = ["--offline", "--option", "substitute", "true", "--log-format", "internal-json"];
+    let arguments = [&always, arguments].concat();
     let sandbox = nix.confined(scratch, "nix", &arguments, settings.evaluation.memory_mib);
     let mut activities = Activities::default();
     let finished =

@@ -23,13 +23,11 @@ use tempfile::TempDir;
 
 use crate::nix::Account;
 
-/// Nix's settings here; nothing of a `nix.conf` of the node's or a user's applies. The Nix daemon substitutes although
-/// Nix has no network here, which it would otherwise take for the node's state (`haveInternet` in Nix's `nix/main.cc`).
+/// Nix's settings here; nothing of a `nix.conf` of the node's or a user's applies.
 const NIX_CONF: &str = "\
 pure-eval = true
 allow-import-from-derivation = false
 experimental-features = nix-command
-substitute = true
 ";
 
 /// A directory for one piece of work; dropped, it and its GC roots are removed.

@@ -367,8 +367,11 @@ fn look_up(
             Err(changed) => reason = reason.or(Some(changed)),
             Ok(()) => match cache::load_environment(layout, &candidate.key) {
                 Ok(manifest) => {
-                    let files = candidate.inputs.0.len();
-                    return (Ok((manifest, format!("all {} inputs are unchanged", files.max(1)))), warnings);
+                    let reason = match candidate.inputs.0.len() {
+                        0 | 1 => "its one input is unchanged".to_owned(),
+                        inputs => format!("all {inputs} inputs are unchanged"),
+                    };
+                    return (Ok((manifest, reason)), warnings);
                 }
                 Err(error) => {
                     if !matches!(error, ReadManifestError::Absent { .. }) {
