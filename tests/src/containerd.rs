@@ -42,15 +42,26 @@ impl Release {
         fs::write("/etc/containerd/config.toml", text).expect("/etc can be written");
     }
 
-    /// Starts it, with `first` before everything else on its PATH.
+    /// Its daemon.
+    #[must_use]
+    pub fn daemon(self) -> PathBuf {
+        self.programs().join("containerd")
+    }
+
+    /// Starts it by `command`, with `first` before everything else on its PATH.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
-    pub fn start(self, directory: &Path, first: &Path, environment: &[(&str, OsString)]) -> Service {
-        let mut command = Command::new(self.programs().join("containerd"));
+    pub fn start(
+        self,
+        directory: &Path,
+        command: &mut Command,
+        first: &Path,
+        environment: &[(&str, OsString)],
+    ) -> Service {
         command.env("PATH", search_path(&[first, &self.programs()])).envs(environment.iter().cloned());
-        let mut service = Service::start(directory, "containerd", &mut command);
+        let mut service = Service::start(directory, "containerd", command);
         service.wait_until(|| {
             let version = Command::new(self.programs().join("ctr")).arg("version").output();
             version.is_ok_and(|output| output.status.success())

@@ -7,6 +7,9 @@
 //! cache_server  the binary cache of the test package set, over HTTP on loopback
 //! nix           the node's store, and the Nix daemon
 //! nixenv        the product: its daemon, and its runtime before containerd's
+//! inventory     files, mounts and processes of a node
+//! recorder      recorders of the specs that go through the runtime wrapper
+//! trace         which programs a service starts
 //! image         minimal images, made here
 //! command       a command of an engine, and what it said
 //! service       a process in the background
@@ -20,8 +23,11 @@ pub mod cache_server;
 pub mod command;
 pub mod containerd;
 pub mod image;
+pub mod inventory;
 pub mod isolation;
 pub mod nix;
 pub mod nixenv;
 pub mod node;
+pub mod recorder;
 pub mod service;
+pub mod trace;

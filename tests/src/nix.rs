@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::artifacts;
@@ -21,24 +21,23 @@ pub enum Store {
 }
 
 impl Store {
-    /// Fills `/nix`, and configures Nix to build without a sandbox and to use the binary cache.
+    /// Fills the test's own `/nix`, and configures Nix to build without a sandbox and to use the binary cache.
     ///
     /// # Panics
     /// When the files cannot be written.
-    pub fn install(self) {
+    pub fn install(self, directory: &Path) {
         let filled = artifacts::target().join("store");
         match self {
-            // Store paths are never written to, so links are as good as copies; the database is copied.
+            // Store paths are never written to, so links are as good as copies; the database is copied. Links do not
+            // cross mounts, hence not through `/nix`.
             Self::Filled => {
-                Outcome::of(Command::new("cp").arg("-al").arg(filled.join("store")).arg("/nix/")).succeeds();
-                Outcome::of(Command::new("cp").arg("-a").arg(filled.join("var")).arg("/nix/")).succeeds();
+                let own = directory.join("nix");
+                Outcome::of(Command::new("cp").arg("-al").arg(filled.join("store")).arg(&own)).succeeds();
+                Outcome::of(Command::new("cp").arg("-a").arg(filled.join("var")).arg(&own)).succeeds();
             }
             Self::Fresh => {
                 Outcome::of(
-                    Command::new("nix-store")
-                        .arg("--add")
-                        .arg(artifacts::packages().join("nixpkgs"))
-                        .env("NIX_REMOTE", "local"),
+                    Command::new("nix-store").arg("--add").arg(package_set()).env("NIX_REMOTE", "local"),
                 )
                 .succeeds();
             }
@@ -51,6 +50,7 @@ impl Store {
             format!("trusted-public-keys = {}", key.trim()),
             "build-users-group = nixbld".into(),
             "sandbox = false".into(),
+            "max-jobs = 16".into(),
             "connect-timeout = 2".into(),
             "download-attempts = 1\n".into(),
         ];
@@ -58,13 +58,26 @@ impl Store {
     }
 }
 
-/// The settings that pin `<nixpkgs>` to the test package set.
+/// The test package set.
+#[must_use]
+pub fn package_set() -> PathBuf {
+    artifacts::packages().join("nixpkgs")
+}
+
+/// Adds another package set to the store, and returns the settings that pin it.
 ///
 /// # Panics
-/// When `tests/run` has not filled the store.
+/// When Nix refuses.
 #[must_use]
-pub fn pin() -> String {
-    fs::read_to_string(artifacts::target().join("store/pin.toml")).expect("tests/run has filled the store")
+pub fn add_package_set(directory: &Path) -> String {
+    let nix_store = |arguments: &[&str]| {
+        let output = Outcome::of(Command::new("nix-store").args(arguments)).succeeds();
+        output.trim().to_owned()
+    };
+    let path = nix_store(&["--add", directory.to_str().expect("ASCII")]);
+    let hash = nix_store(&["--query", "--hash", &path]);
+    let hash = hash.trim_start_matches("sha256:");
+    format!("[package-sets.nixpkgs]\npath = \"{path}\"\nsha256 = \"{hash}\"\n")
 }
 
 /// Starts the Nix daemon.

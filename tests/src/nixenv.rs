@@ -1,6 +1,7 @@
 //! The product on a node: its daemon, and its runtime before containerd's.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,81 +9,102 @@ use std::process::Command;
 use environment::layout::Layout;
 
 use crate::artifacts;
+use crate::command::Outcome;
+use crate::containerd::{Release, search_path};
 use crate::nix;
 use crate::service::Service;
+use crate::trace::Trace;
 
-/// Writes the node's settings, and makes the directory that stands first on containerd's PATH.
+/// The directory that stands first on containerd's PATH.
+const RUNTIME_DIRECTORY: &str = "/usr/local/libexec/nixenv/runtime";
+
+/// Where `nixenv install` puts the wrapper.
+const WRAPPER: &str = "/usr/local/bin/nixenv-runc";
+
+/// Where it puts the daemon.
+const DAEMON: &str = "/usr/local/bin/nixenv-snapshotter";
+
+/// Installs nixenv on the node, and returns the directory that has to stand first on containerd's PATH.
 ///
 /// # Panics
-/// When the files cannot be written.
+/// When it fails.
 #[must_use]
-pub fn install(directory: &Path) -> PathBuf {
-    let layout = Layout::node();
-    fs::create_dir_all(layout.configs()).expect("/etc can be written");
-    fs::write(layout.settings(), nix::pin()).expect("/etc can be written");
-    let runtime = directory.join("runtime");
-    fs::create_dir_all(&runtime).expect("a directory can be made");
-    fs::copy(artifacts::product().join("nixenv-runc"), runtime.join("runc")).expect("tests/run has built it");
-    runtime
+pub fn install(release: Release, runtime: &Path) -> PathBuf {
+    let mut command = Command::new(artifacts::product().join("nixenv"));
+    command.args(["install", "--no-start", "--runtime"]).arg(runtime);
+    command.arg("--nixpkgs").arg(nix::package_set()).env("PATH", search_path(&[&release.programs()]));
+    Outcome::of(&mut command).succeeds();
+    RUNTIME_DIRECTORY.into()
 }
 
-/// Starts the daemon, with every program that it and its children start noted.
+/// Puts `runtime` in the place of the one that containerd starts.
+fn replace_runtime(put: impl FnOnce(&Path)) {
+    let new = Path::new(RUNTIME_DIRECTORY).join("new");
+    put(&new);
+    fs::rename(new, Path::new(RUNTIME_DIRECTORY).join("runc")).expect("the node is ours");
+}
+
+/// Lets the wrapper be killed when it creates a container and makes a certain system call: strace's `--inject`.
+///
+/// # Panics
+/// When the wrapper cannot be replaced.
+pub fn inject_into_wrapper(fault: Option<&str>) {
+    let Some(fault) = fault else {
+        return replace_runtime(|new| symlink(WRAPPER, new).expect("the node is ours"));
+    };
+    let text = format!(
+        r#"#!/bin/sh
+for argument; do
+    if [ "$argument" = create ]; then
+        exec strace {} --inject={fault} {WRAPPER} "$@"
+    fi
+done
+exec {WRAPPER} "$@"
+"#,
+        INJECTION.join(" "),
+    );
+    replace_runtime(|new| {
+        fs::write(new, text).expect("the node is ours");
+        fs::set_permissions(new, fs::Permissions::from_mode(0o755)).expect("the node is ours");
+    });
+}
+
+/// Options of strace that spare the programs which the traced one starts.
+const INJECTION: [&str; 5] =
+    ["--daemonize", "--follow-forks", "--detach-on=execve", "--signal=none", "--output=/dev/null"];
+
+/// Starts the daemon; the programs that it starts are in the trace `nixenv-snapshotter`.
 ///
 /// # Panics
 /// When it does not start.
 #[must_use]
 pub fn start_daemon(directory: &Path) -> Service {
-    let mut command = traced(&artifacts::product().join("nixenv-snapshotter"), &log(directory));
-    let mut service = Service::start(directory, "nixenv-snapshotter", &mut command);
+    start(directory, &mut Trace::new(directory).of(Path::new(DAEMON)))
+}
+
+/// Lets a daemon that runs be killed when it makes a certain system call: strace's `--inject`.
+///
+/// # Panics
+/// When it cannot be traced.
+#[must_use]
+pub fn inject_into_daemon(directory: &Path, daemon: &Service, fault: &str) -> Service {
+    let mut strace = Command::new("strace");
+    let process = daemon.pid().to_string();
+    strace.args(&INJECTION[1..]).args([&format!("--inject={fault}"), "--attach", &process]);
+    Service::start_until(directory, "strace", &mut strace, |log| log.contains("attached"))
+}
+
+/// Starts the daemon alone.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+pub fn start_untraced_daemon(directory: &Path) -> Service {
+    start(directory, &mut Command::new(DAEMON))
+}
+
+fn start(directory: &Path, command: &mut Command) -> Service {
+    let mut service = Service::start(directory, "nixenv-snapshotter", command);
     service.wait_until(|| UnixStream::connect(Layout::node().socket()).is_ok());
     service
-}
-
-/// A program with every exec of it and its children noted; strace lets it stay the caller's own child.
-fn traced(program: &Path, log: &Path) -> Command {
-    let mut command = Command::new("strace");
-    command
-        .args(["--daemonize", "--follow-forks", "--seccomp-bpf", "--successful-only", "--trace=execve"])
-        .args(["--signal=none", "--string-limit=4096", "--output-append-mode", "--output"])
-        .arg(log)
-        .arg(program);
-    command
-}
-
-fn log(directory: &Path) -> PathBuf {
-    directory.join("log/execs")
-}
-
-/// The start of a program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exec {
-    /// Its process.
-    pub process: u32,
-    /// Its arguments, quoted as in C.
-    pub arguments: String,
-}
-
-impl Exec {
-    /// Whether it is Nix's evaluator.
-    #[must_use]
-    pub fn is_evaluation(&self) -> bool {
-        self.arguments.contains("nix-instantiate\"")
-    }
-}
-
-/// Every program that the daemon and its children have started, in order.
-#[must_use]
-pub fn execs(directory: &Path) -> Vec<Exec> {
-    parse_execs(&fs::read_to_string(log(directory)).unwrap_or_default())
-}
-
-/// Reads strace's lines: `12 execve("/usr/bin/ls", ["ls"], 0x0 /* 36 vars */) = 0`.
-fn parse_execs(log: &str) -> Vec<Exec> {
-    log.lines()
-        .filter_map(|line| {
-            let (process, call) = line.split_once(' ')?;
-            let arguments = call.trim_start().strip_prefix("execve(")?.rsplit_once(", 0x")?.0;
-            Some(Exec { process: process.parse().ok()?, arguments: arguments.into() })
-        })
-        .collect()
 }

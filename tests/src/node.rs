@@ -6,15 +6,20 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use environment::layout::Layout;
+
 use crate::artifacts;
 use crate::cache_server;
 use crate::command::Outcome;
 use crate::containerd::{Release, search_path};
 use crate::image::Image;
+use crate::inventory::{Changes, Inventory};
 use crate::isolation::isolated;
 use crate::nix::{self, Store};
 use crate::nixenv;
+use crate::recorder::{self, Specs};
 use crate::service::Service;
+use crate::trace::{Exec, Trace};
 
 /// Which low-level runtime.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +51,16 @@ pub struct Parts {
     pub runtime: Runtime,
     /// What its Nix store has at first.
     pub store: Store,
+    /// Whether the programs that its containerd starts are noted.
+    pub traced: bool,
+    /// Whether the specs before and after the runtime wrapper are kept.
+    pub recorded: bool,
 }
+
+/// The example of the README.
+pub const EXAMPLE: &str = r#"{ pkgs ? import <nixpkgs> {} }:
+pkgs.mkShell { packages = [ pkgs.python3 pkgs.jq ]; GREETING = "hello"; }
+"#;
 
 /// A node of its own for one test.
 #[derive(Debug)]
@@ -57,12 +71,18 @@ pub struct Node {
     nixenv: Option<Nixenv>,
 }
 
+/// The name of nixenv's daemon.
+const DAEMON: &str = "nixenv-snapshotter";
+
 /// What a node with nixenv has besides containerd; each may be taken away by a test.
 #[derive(Debug)]
 struct Nixenv {
     cache: Option<Service>,
     nix: Option<Service>,
     daemon: Option<Service>,
+    strace: Option<Service>,
+    /// The settings as they were installed.
+    settings: String,
 }
 
 /// Runs a test on a node with nixenv.
@@ -79,15 +99,23 @@ pub fn on_a_node(test: impl FnOnce(&mut Node)) {
 /// When the test fails.
 pub fn on_a_node_of(parts: Parts, test: impl FnOnce(&mut Node)) {
     isolated(|directory| {
-        parts.store.install();
-        let runtime = nixenv::install(directory);
+        parts.store.install(directory);
+        let (cache, nix) = (cache_server::start(directory), nix::start_daemon(directory));
+        parts.release.configure();
+        let mut inner = parts.runtime.program();
+        let mut runtime = nixenv::install(parts.release, &inner);
+        if parts.recorded {
+            (runtime, inner) = recorder::install(directory, &runtime, &inner);
+        }
         let nixenv = Nixenv {
-            cache: Some(cache_server::start(directory)),
-            nix: Some(nix::start_daemon(directory)),
+            cache: Some(cache),
+            nix: Some(nix),
             daemon: Some(nixenv::start_daemon(directory)),
+            strace: None,
+            settings: fs::read_to_string(Layout::node().settings()).expect("nixenv is installed"),
         };
-        let inner = ("NIXENV_RUNTIME", parts.runtime.program().into());
-        test(&mut Node::start(directory, parts, &runtime, &[inner], Some(nixenv)));
+        let inner = [("NIXENV_RUNTIME", inner.into())];
+        test(&mut Node::start(directory, parts, &runtime, &inner, Some(nixenv)));
     });
 }
 
@@ -100,6 +128,7 @@ pub fn on_a_plain_node(parts: Parts, test: impl FnOnce(&mut Node)) {
         let runtime = directory.join("runtime");
         fs::create_dir_all(&runtime).expect("a directory can be made");
         symlink(parts.runtime.program(), runtime.join("runc")).expect("a link can be made");
+        parts.release.configure();
         test(&mut Node::start(directory, parts, &runtime, &[], None));
     });
 }
@@ -112,11 +141,21 @@ impl Node {
         environment: &[(&str, OsString)],
         nixenv: Option<Nixenv>,
     ) -> Self {
-        parts.release.configure();
-        let containerd = parts.release.start(directory, runtime, environment);
+        let daemon = parts.release.daemon();
+        let mut command = if parts.traced { Trace::new(directory).of(&daemon) } else { Command::new(daemon) };
+        let containerd = parts.release.start(directory, &mut command, runtime, environment);
         let node = Self { directory: directory.to_owned(), parts, containerd, nixenv };
         node.load(node.image("busybox"));
         node
+    }
+
+    /// Adds lines to the node's settings as they were installed; none gives those back.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    pub fn set(&self, lines: &str) {
+        let installed = &self.nixenv.as_ref().expect("this node has nixenv").settings;
+        fs::write(Layout::node().settings(), format!("{installed}{lines}")).expect("the node is ours");
     }
 
     /// Starts an image of this name.
@@ -173,6 +212,8 @@ impl Node {
             .args(["--cni-path", "/usr/lib/cni"])
             .args(arguments)
             .env("PATH", search_path(&[&self.parts.release.programs()]))
+            // As a shell does; nerdctl hands it on.
+            .env("PWD", self.work())
             .current_dir(self.work());
         command
     }
@@ -207,18 +248,89 @@ impl Node {
     /// Evaluations so far: how often the daemon or its children have started Nix's evaluator.
     #[must_use]
     pub fn evaluations(&self) -> usize {
-        nixenv::execs(&self.directory).iter().filter(|exec| exec.is_evaluation()).count()
+        self.trace().execs(DAEMON).iter().filter(|exec| exec.is_evaluation()).count()
     }
 
-    /// Kills nixenv's daemon.
+    /// The greatest number of evaluations that ran at one time.
+    #[must_use]
+    pub fn evaluations_at_once(&self) -> usize {
+        self.trace().evaluations_at_once(DAEMON)
+    }
+
+    /// Every program that a traced containerd has started, with its shims and runtimes.
+    #[must_use]
+    pub fn execs(&self) -> Vec<Exec> {
+        self.trace().execs("containerd")
+    }
+
+    /// The specs of the last container that was created, on a node that records them.
+    #[must_use]
+    pub fn specs(&self) -> Specs {
+        recorder::specs(&self.directory)
+    }
+
+    /// What the runtime of a running container has logged; containerd's shim keeps it in the bundle.
+    ///
+    /// # Panics
+    /// When there is no such container.
+    #[must_use]
+    pub fn runtime_log(&self, container: &str) -> String {
+        let bundle = Path::new("/run/containerd/io.containerd.runtime.v2.task/default").join(container);
+        fs::read_to_string(bundle.join("log.json")).expect("the runtime has a log")
+    }
+
+    /// How many containers hold an environment.
+    #[must_use]
+    pub fn holds(&self) -> usize {
+        fs::read_dir(Layout::node().holds()).map_or(0, Iterator::count)
+    }
+
+    fn trace(&self) -> Trace {
+        Trace::new(&self.directory)
+    }
+
+    /// Kills nixenv's daemon, if it runs.
     pub fn kill_daemon(&mut self) {
-        self.nixenv().daemon.take().expect("the daemon runs").kill();
+        let nixenv = self.nixenv();
+        (nixenv.daemon, nixenv.strace) = (None, None);
     }
 
-    /// Starts nixenv's daemon again.
+    /// Starts nixenv's daemon, again if it runs.
     pub fn start_daemon(&mut self) {
+        self.kill_daemon();
         let daemon = nixenv::start_daemon(&self.directory);
         self.nixenv().daemon = Some(daemon);
+    }
+
+    /// Starts nixenv's daemon again, with a `fault` (strace's `--inject`) that kills it, or without.
+    pub fn restart_daemon_to_be_killed(&mut self, fault: Option<&str>) {
+        let Some(fault) = fault else { return self.start_daemon() };
+        self.kill_daemon();
+        let daemon = nixenv::start_untraced_daemon(&self.directory);
+        let strace = nixenv::inject_into_daemon(&self.directory, &daemon, fault);
+        let nixenv = self.nixenv();
+        (nixenv.daemon, nixenv.strace) = (Some(daemon), Some(strace));
+    }
+
+    /// Gives the runtime wrapper a `fault` (strace's `--inject`) that kills it, or none.
+    pub fn let_wrapper_be_killed(&mut self, fault: Option<&str>) {
+        nixenv::inject_into_wrapper(fault);
+    }
+
+    /// What there is on the node.
+    #[must_use]
+    pub fn inventory(&self) -> Inventory {
+        Inventory::take(&self.directory)
+    }
+
+    /// Expects that these are the changes since `before`, and that there is no container.
+    ///
+    /// # Panics
+    /// When something else has changed.
+    #[track_caller]
+    pub fn changed_only(&self, before: &Inventory, expected: &Changes) {
+        self.nerdctl(["ps", "--all", "--quiet"]).prints("");
+        assert_eq!(Inventory::settle(&self.directory, before, expected), *expected);
     }
 
     /// Stops the Nix daemon and the binary cache.

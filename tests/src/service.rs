@@ -1,7 +1,7 @@
 //! A process in the background.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +14,6 @@ const START: Duration = Duration::from_secs(30);
 pub struct Service {
     name: String,
     child: Child,
-    log: PathBuf,
 }
 
 impl Service {
@@ -25,14 +24,32 @@ impl Service {
     #[must_use]
     pub fn start(directory: &Path, name: &str, command: &mut Command) -> Self {
         let log = directory.join("log").join(name);
-        let output = File::options().create(true).append(true).open(&log).expect("the log can be written");
+        let output = File::options().create(true).append(true).open(log).expect("the log can be written");
         let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a file can be shared"))
             .stderr(output)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name} ({command:?}): {error}"));
-        Self { name: name.into(), child, log }
+        Self { name: name.into(), child }
+    }
+
+    /// Starts `command` under a log of its own, and waits until that says that it is `ready`.
+    ///
+    /// # Panics
+    /// When it cannot be started, or is not ready in time.
+    #[must_use]
+    pub fn start_until(
+        directory: &Path,
+        name: &str,
+        command: &mut Command,
+        ready: impl Fn(&str) -> bool,
+    ) -> Self {
+        let log = directory.join("log").join(name);
+        let _ = std::fs::remove_file(&log);
+        let mut service = Self::start(directory, name, command);
+        service.wait_until(|| ready(&std::fs::read_to_string(&log).unwrap_or_default()));
+        service
     }
 
     /// Waits until it is `ready`.
@@ -56,23 +73,9 @@ impl Service {
         self.child.id()
     }
 
-    /// What it has said.
-    #[must_use]
-    pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
-    }
-
     /// Kills it as `kill -9` does, and waits until it is gone.
     pub fn kill(mut self) {
         self.end();
-    }
-
-    /// Whether it still runs.
-    ///
-    /// # Panics
-    /// Never: it is our child.
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("it is our child").is_none()
     }
 
     fn end(&mut self) {
