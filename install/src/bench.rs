@@ -195,7 +195,7 @@ fn print_json(results: &[(&str, Summary)]) {
             object.insert("warm_over_against".to_owned(), json!(ratio(warm, against)));
         }
     }
-    println!("{}", Value::Object(object));
+    say!("{}", Value::Object(object));
 }
 
 fn print_table(results: &[(&str, Summary)], engine: Engine, image: &str) {
@@ -213,6 +213,6 @@ fn print_table(results: &[(&str, Summary)], engine: Engine, image: &str) {
             summary.runs.to_string(),
         ]
     });
-    println!("{} run --rm {image} true", engine.program());
-    print!("{}", table::aligned(std::iter::once(head).chain(rows)));
+    say!("{} run --rm {image} true", engine.program());
+    say!("{}", table::aligned(std::iter::once(head).chain(rows)).trim_end());
 }

@@ -225,7 +225,9 @@ impl Step {
                 let group = if group_exists("nix-users")? { &["--groups", "nix-users"][..] } else { &[] };
                 let always = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"];
                 let shell = ["--shell", "/usr/sbin/nologin", name];
-                nix::output("useradd", always.iter().chain(group).chain(&shell)).map(drop)
+                let added = nix::output("useradd", always.iter().chain(group).chain(&shell));
+                // An interrupted installation's own useradd may have been faster.
+                if user_exists(name)? { Ok(()) } else { added.map(drop) }
             }
         }
     }
@@ -278,7 +280,11 @@ pub fn undo(layout: &Layout, change: &Change) -> Result<Option<String>> {
         },
         Change::User { name } => {
             if user_exists(name)? {
-                nix::output("userdel", [name])?;
+                let removed = nix::output("userdel", [name]);
+                // An interrupted removal's own userdel may have been faster.
+                if user_exists(name)? {
+                    removed?;
+                }
             }
             Ok(None)
         }

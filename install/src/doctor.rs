@@ -66,8 +66,8 @@ impl Doctor {
                     ("FAILED", found, Some(remedy))
                 }
             };
-            println!("{mark:<8} {name:<11} {found}");
-            remedy.inspect(|remedy| println!("{:21}-> {remedy}", ""));
+            say!("{mark:<8} {name:<11} {found}");
+            remedy.inspect(|remedy| say!("{:21}-> {remedy}", ""));
         }
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -73,17 +73,17 @@ impl Install {
         }
         let restarts = self.restarts(&layout, &containerd, &open);
         if open.is_empty() && restarts.is_empty() {
-            println!("nixenv is installed on this node; there is nothing to change");
+            say!("nixenv is installed on this node; there is nothing to change");
         } else {
-            println!("{} this node:", if self.dry_run { "nixenv would change" } else { "nixenv changes" });
-            open.iter().for_each(|step| println!("  {step}"));
-            restarts.iter().for_each(|restart| println!("  {restart}"));
+            say!("{} this node:", if self.dry_run { "nixenv would change" } else { "nixenv changes" });
+            open.iter().for_each(|step| say!("  {step}"));
+            restarts.iter().for_each(|restart| say!("  {restart}"));
         }
         if !self.dry_run {
             self.carry_out(&layout, receipt, &open, &restarts)?;
             if !service::systemd_runs() && !containerd.runs_ours() {
-                println!("\nsystemd does not run here: start containerd with");
-                println!("  PATH={} NIXENV_RUNTIME={}", containerd.wanted_path(), runtime.display());
+                say!("\nsystemd does not run here: start containerd with");
+                say!("  PATH={} NIXENV_RUNTIME={}", containerd.wanted_path(), runtime.display());
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -45,7 +45,7 @@ impl List {
                     "containers": uses(&manifest.key),
                 })
             });
-            println!("{:#}", Value::from_iter(environments));
+            say!("{:#}", Value::from_iter(environments));
             return Ok(ExitCode::SUCCESS);
         }
         let head = ["KEY", "CONFIG", "AGE", "PATHS", "SIZE", "CONTAINERS"].map(str::to_owned);
@@ -59,7 +59,7 @@ impl List {
                 uses(&manifest.key).to_string(),
             ]
         });
-        print!("{}", table::aligned(std::iter::once(head).chain(rows)));
+        say!("{}", table::aligned(std::iter::once(head).chain(rows)).trim_end());
         Ok(ExitCode::SUCCESS)
     }
 }

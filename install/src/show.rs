@@ -54,12 +54,12 @@ impl Show {
                 shown["build_ms"] = json!(manifest.build_ms);
                 shown["warnings"] = json!(manifest.warnings);
             }
-            println!("{shown:#}");
+            say!("{shown:#}");
             return Ok(ExitCode::SUCCESS);
         }
-        println!("config     {}", config.request.config);
-        println!("key        {}", inspection.key.map_or("not known yet".to_owned(), |key| key.to_string()));
-        println!("next start {}: {}", if hit { "warm" } else { "cold" }, inspection.reason);
+        say!("config     {}", config.request.config);
+        say!("key        {}", inspection.key.map_or("not known yet".to_owned(), |key| key.to_string()));
+        say!("next start {}: {}", if hit { "warm" } else { "cold" }, inspection.reason);
         if let Some(manifest) = &inspection.manifest {
             print(manifest);
         }
@@ -68,27 +68,27 @@ impl Show {
 }
 
 fn print(manifest: &Manifest) {
-    println!(
+    say!(
         "closure    {} paths, {} ({} bytes)",
         HumanCount(manifest.closure_paths as u64),
         BinaryBytes(manifest.closure_bytes),
         HumanCount(manifest.closure_bytes),
     );
-    println!(
+    say!(
         "resolved   {} ago: evaluated in {} ms, realised in {} ms",
         age(manifest.created),
         HumanCount(manifest.evaluation_ms),
         HumanCount(manifest.build_ms),
     );
     for warning in &manifest.warnings {
-        println!("warning    {warning}");
+        say!("warning    {warning}");
     }
     if let Some(hook) = &manifest.shell_hook {
-        println!("shell hook {} lines, run by {}", hook.script.lines().count(), hook.shell);
+        say!("shell hook {} lines, run by {}", hook.script.lines().count(), hook.shell);
     }
-    println!("variables  {}", manifest.variables.len());
+    say!("variables  {}", manifest.variables.len());
     for (name, value) in &manifest.variables {
-        println!("  {name}={value}");
+        say!("  {name}={value}");
     }
 }
 

@@ -30,7 +30,7 @@ impl Uninstall {
         let layout = Layout::node();
         let mut receipt = Receipt::load(&layout)?;
         if receipt.changes.is_empty() && !self.purge {
-            println!("there is no receipt of an installation on this node; there is nothing to undo");
+            say!("there is no receipt of an installation on this node; there is nothing to undo");
             return Ok(ExitCode::SUCCESS);
         }
         let holds = entries(&layout.holds())?.len();
@@ -40,7 +40,7 @@ impl Uninstall {
         receipt.changes.sort_by_key(|change| matches!(change, Change::Unit { .. } | Change::Process { .. }));
         while let Some(change) = receipt.changes.pop() {
             if let Some(left) = change::undo(&layout, &change)? {
-                println!("kept: {left}");
+                say!("kept: {left}");
             }
             if self.purge && matches!(change, Change::Unit { .. } | Change::Process { .. }) {
                 remove_all(&layout.gc_roots())?;
@@ -60,12 +60,12 @@ impl Uninstall {
             remove_all(&change::backups(&layout))?;
             match fs::remove_dir(layout.state()) {
                 Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-                    println!("kept: the environments in {}; --purge removes them", layout.state().display());
+                    say!("kept: the environments in {}; --purge removes them", layout.state().display());
                 }
                 outcome => absent_is_fine(outcome, &layout.state())?,
             }
         }
-        println!("nixenv is no longer installed on this node");
+        say!("nixenv is no longer installed on this node");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -43,7 +43,7 @@ impl Warm {
             (false, true) => format!("evaluated in {}: {}", seconds(start.elapsed()), resolved.reason),
             (false, false) => format!("known to the daemon: {}", resolved.reason),
         };
-        println!("{} {how}", resolved.manifest.key);
+        say!("{} {how}", resolved.manifest.key);
         Ok(ExitCode::SUCCESS)
     }
 }
