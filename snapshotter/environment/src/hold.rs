@@ -9,21 +9,18 @@
 //! exec finds the container's bundle, and how whoever removes environments knows which are in use. A hold that nobody
 //! released (the wrapper was killed, the node lost power) is one whose bundle is gone; [`sweep`] releases it.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{fs, io};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, FieldHasher};
 use crate::key::{Key, ViewId};
 use crate::layout::Layout;
 use crate::view::{self, ViewError};
-
-/// How long a hold may be without its record: its wrapper may be about to write it.
-const UNFINISHED: Duration = Duration::from_secs(60);
 
 /// What a container holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,9 +148,14 @@ pub fn sweep(layout: &Layout) -> Result<usize, HoldError> {
     let mut released = 0;
     let mut failure = None;
     for container in containers(layout)? {
+        let lock;
         let left = match find(layout, &container) {
             Ok(Some(held)) => !held.bundle.exists(),
-            Ok(None) => is_old(&layout.hold(&container)),
+            // The wrapper that is about to write the record has the lock.
+            Ok(None) => {
+                lock = trylock(&layout.hold(&container));
+                lock.is_some() && matches!(find(layout, &container), Ok(None))
+            }
             Err(HoldError::Damaged { .. }) => true,
             Err(error) => {
                 failure = Some(error);
@@ -178,11 +180,11 @@ impl Hold {
     pub fn acquire(layout: &Layout, container: Digest, held: &Held) -> Result<Self, HoldError> {
         release(layout, &container)?;
         let directory = layout.hold(&container);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
-            .map_err(|source| HoldError::Path { operation: "create", path: directory.clone(), source })?;
+        let _lock = create_locked(&directory).map_err(|source| HoldError::Path {
+            operation: "create",
+            path: directory.clone(),
+            source,
+        })?;
         let hold = Self { layout: layout.clone(), container };
         let record = directory.join("hold.json");
         let write = || {
@@ -218,9 +220,30 @@ fn containers(layout: &Layout) -> Result<Vec<Digest>, HoldError> {
     }
 }
 
-fn is_old(directory: &Path) -> bool {
-    let age = |metadata: fs::Metadata| metadata.modified().ok()?.elapsed().ok();
-    fs::metadata(directory).ok().and_then(age).is_some_and(|age| age > UNFINISHED)
+/// Makes a hold's directory and locks it, so that no sweep takes it for one that was left. The lock ends with the
+/// process, and when that becomes the runtime.
+fn create_locked(directory: &Path) -> io::Result<File> {
+    loop {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let lock = match File::open(directory) {
+            // A sweep came between.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            lock => lock?,
+        };
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+        if fs::metadata(directory)
+            .is_ok_and(|now| lock.metadata().is_ok_and(|locked| now.ino() == locked.ino()))
+        {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Locks a directory that nobody has locked.
+fn try_lock(directory: &Path) -> Option<File> {
+    let lock = File::open(directory).ok()?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(lock)
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -314,13 +337,12 @@ mod tests {
     fn a_sweep_leaves_a_hold_that_is_just_being_acquired() {
         let node = node();
         let (young, damaged) = (node.layout.hold(&name_of(None, "y")), node.layout.hold(&name_of(None, "d")));
-        fs::create_dir_all(&young).unwrap();
+        let lock = create_locked(&young).unwrap();
         fs::create_dir_all(&damaged).unwrap();
         fs::write(damaged.join("hold.json"), "{").unwrap();
         assert_eq!(sweep(&node.layout).unwrap(), 1);
         assert!(young.exists() && !damaged.exists());
-        let long_ago = std::time::SystemTime::now() - 2 * UNFINISHED;
-        fs::File::open(&young).unwrap().set_modified(long_ago).unwrap();
+        drop(lock);
         assert_eq!(sweep(&node.layout).unwrap(), 1);
         assert!(!young.exists());
     }
