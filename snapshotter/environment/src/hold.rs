@@ -153,7 +153,7 @@ pub fn sweep(layout: &Layout) -> Result<usize, HoldError> {
             Ok(Some(held)) => !held.bundle.exists(),
             // The wrapper that is about to write the record has the lock.
             Ok(None) => {
-                lock = trylock(&layout.hold(&container));
+                lock = try_lock(&layout.hold(&container));
                 lock.is_some() && matches!(find(layout, &container), Ok(None))
             }
             Err(HoldError::Damaged { .. }) => true,
