@@ -1,16 +1,11 @@
 //! The build environment that is empty, to tell noise.
 //!
 //! What an environment with nothing in it contains by name and value is not there because of a config. One is realised
-//! for each standard environment that configs use, and kept:
-//!
-//! ```text
-//! /var/lib/nixenv/baselines/HASH-baseline.drv.json
-//! ```
+//! for each standard environment that configs use, and kept under the name of its derivation.
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
 
 use environment::cache;
 use environment::layout::Layout;
@@ -34,7 +29,7 @@ pub fn load_or_realise(
     scratch: &Scratch,
     derivation: &StorePath,
 ) -> BTreeMap<String, String> {
-    let path = directory(layout).join(format!("{}.json", derivation.base_name()));
+    let path = layout.baselines().join(format!("{}.json", derivation.base_name()));
     if let Ok(known) = load_sealed(KIND, &path) {
         return known;
     }
@@ -49,14 +44,9 @@ pub fn load_or_realise(
         tracing::warn!(%derivation, error = %error, "no baseline");
         BTreeMap::new()
     });
-    let kept = DirBuilder::new().recursive(true).mode(0o700).create(directory(layout));
+    let kept = DirBuilder::new().recursive(true).mode(0o700).create(layout.baselines());
     if let Err(error) = cache::write_durably(&path, &seal(KIND, &variables)) {
         tracing::warn!(%derivation, error = %error, directory = ?kept, "the baseline is not kept");
     }
     variables
-}
-
-/// Where baselines are kept.
-pub fn directory(layout: &Layout) -> PathBuf {
-    layout.state().join("baselines")
 }

@@ -25,8 +25,8 @@ const DAEMON_SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
 /// The unprivileged users that Nix may run as, the first that exists.
 const USERS: [&str; 2] = ["nixenv", "nobody"];
 const NOBODY: u32 = 65534;
-/// Processes and threads of Nix' user; an evaluation needs a handful.
-const MAX_PROCESSES: u64 = 512;
+/// Processes and threads of Nix' user, which may be others' user too; an evaluation needs a handful.
+const MAX_PROCESSES: u64 = 4096;
 /// No file that Nix writes here comes near: links, and caches in its home.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
@@ -145,8 +145,8 @@ impl Nix {
             ("/etc/nsswitch.conf", "passwd: files\ngroup: files\n".to_owned()),
         ];
         let settings = scratch.settings();
-        // What the collector of the evaluator's memory would read from /proc.
-        let processors = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+        // What the collector of the evaluator's memory would read from /proc; more threads than this do not help it.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from).min(4).to_string();
         let environment = [
             ("GC_NPROCS", &*processors),
             ("PATH", "/usr/bin:/bin"),

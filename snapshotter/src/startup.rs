@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use environment::layout::Layout;
 use environment::{cache, hold};
 
-use crate::{baseline, publish, scratch};
+use crate::{publish, scratch};
 
 /// Makes the directories, and removes what is neither published nor in use: this daemon is the only one.
 ///
@@ -28,7 +28,7 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     empty(&layout.scratch());
     scratch::remove_indirect_roots(layout, &layout.scratch());
     scratch::remove_direct_roots(layout);
-    remove_unfinished(&baseline::directory(layout));
+    remove_unfinished(&layout.baselines());
     publish::remove_orphans(layout);
     match hold::sweep(layout) {
         Ok(0) => {}

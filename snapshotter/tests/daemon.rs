@@ -298,6 +298,56 @@ fn fill(path: &Path) -> std::io::Result<()> {
     fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(&[0; 4096])
 }
 
+#[test]
+fn what_a_binary_cache_has_is_not_built() {
+    isolated(|directory| {
+        let mut node = Node::start(directory, "");
+        let (marker, cache) = (directory.join("work/marker"), directory.join("work/cache"));
+        fs::write(&marker, "").unwrap();
+        let build = format!("[[ -e {} ]]; echo > $out", marker.display());
+        node.write(
+            "config.nix",
+            &format!("{{ pkgs }}: pkgs.mkShell {{ X = pkgs.build \"costly\" \"{build}\"; }}"),
+        );
+        let manifest = node.resolve("config.nix").unwrap().manifest;
+        let url = format!("file://{}", cache.display());
+        let mut copy = Command::new("nix");
+        copy.args(["--extra-experimental-features", "nix-command", "copy", "--to", &url]);
+        assert!(copy.arg(&manifest.variables["X"]).status().unwrap().success());
+
+        node.kill_daemon();
+        fs::remove_dir_all(node.layout.environments()).unwrap();
+        node.start_daemon();
+        fs::remove_file(&marker).unwrap();
+        assert!(Command::new("nix-store").arg("--gc").output().unwrap().status.success());
+        node.pin_again();
+        let message = chain(&node.resolve("config.nix").unwrap_err());
+        assert!(message.contains("costly"), "{message}");
+        node.stop_nix();
+        let settings = format!(
+            "substituters = {url}\nrequire-sigs = false\nbuild-users-group = nixbld\nsandbox = false\n"
+        );
+        fs::write("/etc/nix/nix.conf", settings).unwrap();
+        node.start_nix();
+        let again = node.resolve("config.nix").unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(again.manifest.variables["X"], manifest.variables["X"]);
+    });
+}
+
+#[test]
+fn what_the_container_will_not_see_is_warned_of() {
+    isolated(|directory| {
+        let node = Node::start(directory, "");
+        node.write(
+            "config.nix",
+            "{ pkgs }: pkgs.mkShell { HERE = toString ./.; THERE = \"${./config.nix}\"; }",
+        );
+        let resolved = node.resolve("config.nix").unwrap();
+        assert_eq!(resolved.warnings.len(), 1);
+        assert!(resolved.warnings[0].starts_with("HERE names /nix/store/"), "{}", resolved.warnings[0]);
+    });
+}
+
 #[rstest]
 #[case::while_it_evaluates(LOOP, "nix-instantiate")]
 #[case::while_it_builds(

@@ -9,6 +9,7 @@
 //!   environments/KEY/closure                its store paths, one a line, sorted
 //!   inputs/SELECTOR.json                    first step of the look-up: the inputs seen for an entry file
 //!   views/VIEW/                             the stub of a view (see the view module)
+//!   baselines/DERIVATION.json               build environments that are empty, to tell noise
 //!   scratch/                                work in progress; emptied when the daemon starts
 //! /run/nixenv/                              root's, 0700; gone after a reboot
 //!   nixenv.sock                             the daemon
@@ -117,6 +118,12 @@ impl Layout {
     #[must_use]
     pub fn stub(&self, view: &ViewId) -> PathBuf {
         self.stubs().join(view.to_string())
+    }
+
+    /// Build environments that are empty.
+    #[must_use]
+    pub fn baselines(&self) -> PathBuf {
+        self.state().join("baselines")
     }
 
     /// Work in progress.

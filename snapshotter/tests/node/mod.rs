@@ -68,6 +68,11 @@ impl Node {
         node
     }
 
+    /// Adds the package set again, after a garbage collection.
+    pub fn pin_again(&self) {
+        pin_package_set(&self.directory);
+    }
+
     pub fn start_nix(&mut self) {
         let mut service = Service::start(&self.directory, "nix-daemon", &mut Command::new("nix-daemon"));
         service.wait_until(|| UnixStream::connect("/nix/var/nix/daemon-socket/socket").is_ok());
@@ -224,7 +229,6 @@ fn pin_package_set(directory: &Path) -> String {
     fs::write(set.join("default.nix"), PACKAGE_SET).unwrap();
     fs::write(set.join("stdenv/setup"), SETUP).unwrap();
     fs::copy("/bin/bash-static", set.join("bash/bin/bash")).expect("bash-static is installed");
-    symlink("bash", set.join("bash/bin/sh")).unwrap();
     let path = nix_store(&["--add", set.to_str().unwrap()]);
     let hash = nix_store(&["--query", "--hash", &path]);
     let hash = hash.trim_start_matches("sha256:");
