@@ -18,7 +18,7 @@ use rstest::rstest;
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal};
 
-use node::{Node, add_program, chain, daemon, names, processes};
+use node::{Node, PROGRAM, add_program, chain, daemon, names, processes};
 
 /// Takes hours, and neither stack nor memory.
 const LOOP: &str = "let loop = f: builtins.foldl' (_: f) 0 (builtins.genList (x: x) 100000); in loop (_: loop (_: loop (x: x)))";
@@ -435,14 +435,13 @@ fn the_daemon_stops_when_it_is_told_to_and_only_one_runs() {
                     .unwrap_err()
             });
             eventually(|| processes("nix-instantiate") > 0);
-            let pid = Pid::from_raw(node.daemon().pid() as i32).unwrap();
+            let pid = Pid::from_raw(node.daemon_pid() as i32).unwrap();
             rustix::process::kill_process(pid, Signal::TERM).unwrap();
-            let daemon = node.daemon();
-            eventually(|| !daemon.is_running());
+            eventually(|| processes(PROGRAM) == 0);
         });
         eventually(|| processes("nix-instantiate") == 0);
         assert!(!node.layout.socket().exists());
-        assert!(node.daemon().log().contains("stopping"));
+        assert!(fs::read_to_string(directory.join("log/nixenv-snapshotter")).unwrap().contains("stopping"));
     });
 }
 

@@ -97,8 +97,8 @@ impl Node {
         self.daemon.take().unwrap().kill();
     }
 
-    pub fn daemon(&mut self) -> &mut Service {
-        self.daemon.as_mut().unwrap()
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().pid()
     }
 
     /// Writes a file of the user's.
@@ -173,8 +173,10 @@ impl Node {
 }
 
 /// The daemon under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_nixenv-snapshotter");
+
 pub fn daemon() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nixenv-snapshotter"));
+    let mut command = Command::new(PROGRAM);
     command.args(["--log-level", "debug"]);
     command
 }
