@@ -417,7 +417,7 @@ fn a_damaged_manifest_is_resolved_again() {
 #[test]
 fn the_daemon_stops_when_it_is_told_to_and_only_one_runs() {
     isolated(|directory| {
-        let mut node = Node::start(directory, "");
+        let node = Node::start(directory, "");
         let second = daemon().output().unwrap();
         assert!(!second.status.success());
         let message = String::from_utf8_lossy(&second.stderr).into_owned();
@@ -521,6 +521,7 @@ fn a_confined_program_has_nothing_but_the_store() {
             "root-written=no",
             "store-written=no",
             "config-written=no",
+            "writable=home",
             "home-written=yes",
             "socket=yes",
             "variables=GC_NPROCS HOME LC_ALL NIX_CONF_DIR NIX_REMOTE PATH TMPDIR USER",
@@ -563,6 +564,9 @@ connects() { if (: <> /dev/tcp/127.0.0.1/9) 2>&1 | { read -r e; [[ $e == *unreac
   echo "root-written=$(can_write /)"
   echo "store-written=$(can_write /nix/store)"
   echo "config-written=$(can_write "$HOME/../config")"
+  echo "writable=$(while read -r _ place _ options _; do
+    [[ $place == /dev/* || $options == ro,* ]] || echo "${place/"$HOME"/home}"
+  done < /proc/self/mounts)"
   echo "home-written=$(can_write "$HOME")"
   echo "socket=$([[ -S /nix/var/nix/daemon-socket/socket ]] && echo yes || echo no)"
   echo "variables=$(echo $variables)"
