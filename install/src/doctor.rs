@@ -13,6 +13,7 @@ use environment::settings::Settings;
 use environment::store_path::StorePath;
 use environment::view;
 use rustix::fs::XattrFlags;
+use tempfile::TempDir;
 
 use crate::containerd::{self, Containerd, RUNTIME_DIRECTORY};
 use crate::install::USER;
@@ -106,6 +107,13 @@ fn disk(layout: &Layout) -> Finding {
     }
 }
 
+/// A directory on the file system of the state, be it there already or not.
+fn trial_directory(layout: &Layout) -> Result<TempDir> {
+    let state = layout.state();
+    let there = state.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    tempfile::tempdir_in(there).with_context(|| format!("cannot create a directory in {}", there.display()))
+}
+
 fn trusted_xattrs(layout: &Layout) -> Finding {
     let outcome =
         tempfile::tempdir_in(layout.state()).context("cannot create a directory").and_then(|directory| {
@@ -125,7 +133,7 @@ fn trusted_xattrs(layout: &Layout) -> Finding {
 /// Makes and mounts a view of one store path, as a container's start does.
 fn overlayfs(layout: &Layout) -> Finding {
     let try_it = || -> Result<String> {
-        let directory = tempfile::tempdir_in(layout.state())?;
+        let directory = trial_directory(layout)?;
         let trial = Layout::under(directory.path());
         let path: StorePath = "/nix/store/00000000000000000000000000000000-probe".parse()?;
         let inside = trial.store().join(path.base_name());

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use environment::hold;
 use environment::layout::Layout;
 
 use crate::change;
@@ -33,7 +34,8 @@ impl Uninstall {
             say!("there is no receipt of an installation on this node; there is nothing to undo");
             return Ok(ExitCode::SUCCESS);
         }
-        let holds = entries(&layout.holds())?.len();
+        hold::sweep(&layout)?;
+        let holds = hold::list(&layout)?.len();
         ensure!(holds == 0, "{holds} running containers are in an environment; stop them first");
         let restart = service::systemd_runs() && receipt.changes.iter().any(Change::concerns_containerd);
         // What runs ends first; a process may still need the files that are removed next.
