@@ -115,12 +115,11 @@ fn trial_directory(layout: &Layout) -> Result<TempDir> {
 }
 
 fn trusted_xattrs(layout: &Layout) -> Finding {
-    let outcome =
-        tempfile::tempdir_in(layout.state()).context("cannot create a directory").and_then(|directory| {
-            rustix::fs::lsetxattr(directory.path(), "trusted.nixenv", b"y", XattrFlags::CREATE)
-                .context("refused")?;
-            Ok(format!("trusted extended attributes work in {}", layout.state().display()))
-        });
+    let outcome = trial_directory(layout).and_then(|directory| {
+        rustix::fs::lsetxattr(directory.path(), "trusted.nixenv", b"y", XattrFlags::CREATE)
+            .context("refused")?;
+        Ok(format!("trusted extended attributes work in {}", layout.state().display()))
+    });
     match outcome {
         Ok(found) => Good(found),
         Err(error) => Warning(
