@@ -1,6 +1,7 @@
 //! The end-to-end tests.
 
 mod concurrency;
+mod crashes;
 mod dependencies;
 mod errors;
 mod example;

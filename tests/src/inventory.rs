@@ -55,15 +55,10 @@ impl Inventory {
     /// What has come since `before`, and, with a minus, what has gone.
     #[must_use]
     pub fn since(&self, before: &Self) -> Changes {
-        let mut changes = BTreeMap::new();
-        for (what, count) in &self.0 {
-            *changes.entry(what.clone()).or_default() += isize::try_from(*count).expect("few");
-        }
-        for (what, count) in &before.0 {
-            *changes.entry(what.clone()).or_default() -= isize::try_from(*count).expect("few");
-        }
-        changes.retain(|_, count| *count != 0);
-        Changes(changes)
+        let mut changes = Changes::default();
+        self.0.iter().for_each(|(what, count)| changes.add(what, count.cast_signed()));
+        before.0.iter().for_each(|(what, count)| changes.add(what, -count.cast_signed()));
+        changes
     }
 
     /// What has changed on a node since `before`, as soon as that is `expected`; processes take a moment to end.
@@ -102,6 +97,24 @@ impl Inventory {
 /// The difference of two inventories.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Changes(BTreeMap<String, isize>);
+
+impl Changes {
+    /// These changes without the `expected` ones; with a minus what was expected and has not come.
+    #[must_use]
+    pub fn besides(&self, expected: &Self) -> Self {
+        let mut changes = self.clone();
+        expected.0.iter().for_each(|(what, count)| changes.add(what, -count));
+        changes
+    }
+
+    fn add(&mut self, what: &str, count: isize) {
+        let sum = self.0.entry(what.to_owned()).or_default();
+        *sum += count;
+        if *sum == 0 {
+            self.0.remove(what);
+        }
+    }
+}
 
 impl fmt::Debug for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

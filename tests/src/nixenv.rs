@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use environment::layout::Layout;
+use environment::protocol::{Client, Request};
 
 use crate::artifacts;
 use crate::command::Outcome;
@@ -56,7 +56,7 @@ pub fn inject_into_wrapper(fault: Option<&str>) {
         r#"#!/bin/sh
 for argument; do
     if [ "$argument" = create ]; then
-        exec strace {} --inject={fault} {WRAPPER} "$@"
+        exec strace {} --follow-forks --inject={fault} {WRAPPER} "$@"
     fi
 done
 exec {WRAPPER} "$@"
@@ -70,8 +70,7 @@ exec {WRAPPER} "$@"
 }
 
 /// Options of strace that spare the programs which the traced one starts.
-const INJECTION: [&str; 5] =
-    ["--daemonize", "--follow-forks", "--detach-on=execve", "--signal=none", "--output=/dev/null"];
+const INJECTION: [&str; 4] = ["--daemonize", "--detach-on=execve", "--signal=none", "--output=/dev/null"];
 
 /// Starts the daemon; the programs that it starts are in the trace `nixenv-snapshotter`.
 ///
@@ -82,16 +81,34 @@ pub fn start_daemon(directory: &Path) -> Service {
     start(directory, &mut Trace::new(directory).of(Path::new(DAEMON)))
 }
 
+/// Which threads of the daemon may be its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// Each.
+    All,
+    /// Those that are there before it is asked for something: they accept requests and answer them.
+    Present,
+}
+
 /// Lets a daemon that runs be killed when it makes a certain system call: strace's `--inject`.
 ///
 /// # Panics
 /// When it cannot be traced.
 #[must_use]
-pub fn inject_into_daemon(directory: &Path, daemon: &Service, fault: &str) -> Service {
+pub fn inject_into_daemon(directory: &Path, daemon: &Service, fault: &str, threads: Threads) -> Service {
+    let present: Vec<String> = fs::read_dir(format!("/proc/{}/task", daemon.pid()))
+        .expect("the daemon runs")
+        .filter_map(|task| task.ok()?.file_name().into_string().ok())
+        .collect();
     let mut strace = Command::new("strace");
-    let process = daemon.pid().to_string();
-    strace.args(&INJECTION[1..]).args([&format!("--inject={fault}"), "--attach", &process]);
-    Service::start_until(directory, "strace", &mut strace, |log| log.contains("attached"))
+    strace.args(&INJECTION[1..]).arg(format!("--inject={fault}"));
+    match threads {
+        Threads::All => strace.args(["--follow-forks", "--attach", &daemon.pid().to_string()]),
+        Threads::Present => strace.args(present.iter().flat_map(|thread| ["--attach", thread])),
+    };
+    // It tells of each `--attach`.
+    let told = if threads == Threads::All { 1 } else { present.len() };
+    Service::start_until(directory, "strace", &mut strace, |log| log.matches(" attached").count() >= told)
 }
 
 /// Starts the daemon alone.
@@ -105,6 +122,9 @@ pub fn start_untraced_daemon(directory: &Path) -> Service {
 
 fn start(directory: &Path, command: &mut Command) -> Service {
     let mut service = Service::start(directory, "nixenv-snapshotter", command);
-    service.wait_until(|| UnixStream::connect(Layout::node().socket()).is_ok());
+    service.wait_until(|| {
+        let client = Client::connect(&Layout::node().socket());
+        client.and_then(|mut client| client.ask(&Request::Status, None, None, |_| ())).is_ok()
+    });
     service
 }

@@ -16,7 +16,7 @@ use crate::image::Image;
 use crate::inventory::{Changes, Inventory};
 use crate::isolation::isolated;
 use crate::nix::{self, Store};
-use crate::nixenv;
+use crate::nixenv::{self, Threads};
 use crate::recorder::{self, Specs};
 use crate::service::Service;
 use crate::trace::{Exec, Trace};
@@ -303,11 +303,11 @@ impl Node {
     }
 
     /// Starts nixenv's daemon again, with a `fault` (strace's `--inject`) that kills it, or without.
-    pub fn restart_daemon_to_be_killed(&mut self, fault: Option<&str>) {
+    pub fn restart_daemon_to_be_killed(&mut self, fault: Option<&str>, threads: Threads) {
         let Some(fault) = fault else { return self.start_daemon() };
         self.kill_daemon();
         let daemon = nixenv::start_untraced_daemon(&self.directory);
-        let strace = nixenv::inject_into_daemon(&self.directory, &daemon, fault);
+        let strace = nixenv::inject_into_daemon(&self.directory, &daemon, fault, threads);
         let nixenv = self.nixenv();
         (nixenv.daemon, nixenv.strace) = (Some(daemon), Some(strace));
     }
@@ -330,7 +330,8 @@ impl Node {
     #[track_caller]
     pub fn changed_only(&self, before: &Inventory, expected: &Changes) {
         self.nerdctl(["ps", "--all", "--quiet"]).prints("");
-        assert_eq!(Inventory::settle(&self.directory, before, expected), *expected);
+        let changes = Inventory::settle(&self.directory, before, expected).besides(expected);
+        assert!(changes == Changes::default(), "too much (+) or too little (-) is there:\n{changes:?}");
     }
 
     /// Stops the Nix daemon and the binary cache.
