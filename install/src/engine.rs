@@ -71,7 +71,12 @@ impl Engine {
             Self::Nerdctl => {
                 command.args(["--net", "none"]);
                 if let Some((directory, name)) = config {
-                    command.current_dir(directory).arg("--annotation").arg(format!("nixenv={name}"));
+                    // As a shell does it: nerdctl tells its runtime the variable, not where it is.
+                    command
+                        .env("PWD", &directory)
+                        .current_dir(directory)
+                        .arg("--annotation")
+                        .arg(format!("nixenv={name}"));
                 }
                 start.runtime.inspect(|runtime| _ = command.arg("--runtime").arg(runtime));
                 command.args([start.image, "true"]);
