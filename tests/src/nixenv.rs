@@ -21,6 +21,9 @@ const RUNTIME_DIRECTORY: &str = "/usr/local/libexec/nixenv/runtime";
 /// Where `nixenv install` puts the wrapper.
 const WRAPPER: &str = "/usr/local/bin/nixenv-runc";
 
+/// Where it puts the command.
+pub const COMMAND: &str = "/usr/local/bin/nixenv";
+
 /// Where it puts the daemon.
 const DAEMON: &str = "/usr/local/bin/nixenv-snapshotter";
 

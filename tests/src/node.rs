@@ -218,6 +218,20 @@ impl Node {
         command
     }
 
+    /// Runs nixenv's own command in the working directory.
+    #[must_use]
+    pub fn nixenv<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+        let mut command = Command::new(nixenv::COMMAND);
+        Outcome::of(
+            command
+                .args(arguments)
+                // nerdctl is always of the pinned release.
+                .env("PATH", search_path(&[&self.parts.release.programs(), &artifacts::engines()]))
+                .env("PWD", self.work())
+                .current_dir(self.work()),
+        )
+    }
+
     /// Runs containerd's own client.
     #[must_use]
     pub fn ctr<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
@@ -291,7 +305,7 @@ impl Node {
 
     /// Kills nixenv's daemon, if it runs.
     pub fn kill_daemon(&mut self) {
-        let nixenv = self.nixenv();
+        let nixenv = self.services();
         (nixenv.daemon, nixenv.strace) = (None, None);
     }
 
@@ -299,7 +313,7 @@ impl Node {
     pub fn start_daemon(&mut self) {
         self.kill_daemon();
         let daemon = nixenv::start_daemon(&self.directory);
-        self.nixenv().daemon = Some(daemon);
+        self.services().daemon = Some(daemon);
     }
 
     /// Starts nixenv's daemon again, with a `fault` (strace's `--inject`) that kills it, or without.
@@ -308,7 +322,7 @@ impl Node {
         self.kill_daemon();
         let daemon = nixenv::start_untraced_daemon(&self.directory);
         let strace = nixenv::inject_into_daemon(&self.directory, &daemon, fault, threads);
-        let nixenv = self.nixenv();
+        let nixenv = self.services();
         (nixenv.daemon, nixenv.strace) = (Some(daemon), Some(strace));
     }
 
@@ -336,12 +350,12 @@ impl Node {
 
     /// Stops the Nix daemon and the binary cache.
     pub fn stop_nix(&mut self) {
-        let nixenv = self.nixenv();
+        let nixenv = self.services();
         nixenv.nix.take().expect("the Nix daemon runs").kill();
         nixenv.cache.take().expect("the binary cache runs").kill();
     }
 
-    fn nixenv(&mut self) -> &mut Nixenv {
+    fn services(&mut self) -> &mut Nixenv {
         self.nixenv.as_mut().expect("this node has nixenv")
     }
 }
