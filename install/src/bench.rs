@@ -41,7 +41,8 @@ pub struct Bench {
     /// Also start another config warm, to compare.
     #[arg(long, value_name = "CONFIG")]
     against: Option<PathBuf>,
-    /// Also start with the OCI runtime itself, without nixenv in front of it.
+    /// Also start with the OCI runtime itself, without nixenv in front of it, and measure what the wrapper adds to the
+    /// runtime's calls of such a start.
     #[arg(long)]
     passthrough: bool,
     /// Also measure the wrapper's own work on a warm start, without a container.
@@ -102,7 +103,10 @@ impl Bench {
         );
         let mut results: Vec<_> = series.iter().map(|one| (one.name, Summary::of(&one.durations))).collect();
         if self.wrapper {
-            results.push(("wrapper", wrapper_work::measure(&self.config, self.runs)?));
+            results.push(("wrapper", wrapper_work::measure_warm(&self.config, self.runs)?));
+        }
+        if self.passthrough {
+            results.push(("passthrough", wrapper_work::measure_passthrough(self.runs)?));
         }
         if self.json {
             print_json(&results)
@@ -187,10 +191,6 @@ fn print_json(results: &[(&str, Summary)]) {
         results.iter().map(|(name, summary)| ((*name).to_owned(), json!(summary))).collect();
     if let (Some(warm), Some(plain)) = (find(results, "warm"), find(results, "plain")) {
         object.insert("warm_over_plain".to_owned(), json!(ratio(warm, plain)));
-        if let Some(runc) = find(results, "runc") {
-            let added = rounded(plain.median_ms - runc.median_ms, 100.0);
-            object.insert("passthrough_ms".to_owned(), json!(added));
-        }
         if let Some(against) = find(results, "against") {
             object.insert("warm_over_against".to_owned(), json!(ratio(warm, against)));
         }
@@ -206,9 +206,9 @@ fn print_table(results: &[(&str, Summary)], engine: Engine, image: &str) {
             (*name).to_owned(),
             format!("{:.1} ms", summary.median_ms),
             format!("{:.1} ms", summary.p95_ms),
-            // The wrapper's work is no start.
+            // What the wrapper does is no start.
             plain
-                .filter(|_| *name != "wrapper")
+                .filter(|_| !["wrapper", "passthrough"].contains(name))
                 .map_or(String::new(), |plain| format!("{:.3}", ratio(summary, plain))),
             summary.runs.to_string(),
         ]
