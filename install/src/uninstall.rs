@@ -95,8 +95,13 @@ fn remove(path: &Path) -> Result<()> {
     absent_is_fine(fs::remove_file(path), path)
 }
 
+/// Removes a directory with what is in it; one that is a mount point is only emptied.
 fn remove_all(path: &Path) -> Result<()> {
-    absent_is_fine(fs::remove_dir_all(path), path)
+    let is_empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::ResourceBusy && is_empty() => Ok(()),
+        outcome => absent_is_fine(outcome, path),
+    }
 }
 
 fn absent_is_fine(outcome: std::io::Result<()>, path: &Path) -> Result<()> {
