@@ -1,11 +1,13 @@
 //! The end-to-end tests.
 
+mod annotations;
 mod concurrency;
 mod crashes;
 mod dependencies;
 mod errors;
 mod example;
 mod lifecycle;
+mod operator;
 mod passthrough;
 mod plain;
 mod staleness;

@@ -28,18 +28,23 @@ impl Release {
         }
     }
 
+    /// Its configuration file.
+    #[must_use]
+    pub fn configuration(self) -> String {
+        let version = match self {
+            Self::Pinned => 3,
+            Self::Debian => 2,
+        };
+        format!("version = {version}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
+    }
+
     /// Writes its configuration file.
     ///
     /// # Panics
     /// When the file cannot be written.
     pub fn configure(self) {
-        let version = match self {
-            Self::Pinned => 3,
-            Self::Debian => 2,
-        };
         fs::create_dir_all("/etc/containerd").expect("/etc can be written");
-        let text = format!("version = {version}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n");
-        fs::write("/etc/containerd/config.toml", text).expect("/etc can be written");
+        fs::write("/etc/containerd/config.toml", self.configuration()).expect("/etc can be written");
     }
 
     /// Its daemon.

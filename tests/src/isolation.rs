@@ -29,6 +29,21 @@ const LOG_LINES: usize = 60;
 /// Directories of the machine that a test sees, and writes to without changing them.
 const COPIED: [&str; 4] = ["etc", "var/lib", "opt", "usr/local"];
 
+/// What the machine may have of nixenv and of its engines, and a test's node begins without.
+const ABSENT: [&str; 8] = [
+    "etc/nixenv",
+    "etc/containerd",
+    "etc/cni",
+    "etc/nerdctl",
+    "usr/local/libexec/nixenv",
+    "usr/local/bin/nixenv",
+    "usr/local/bin/nixenv-runc",
+    "usr/local/bin/nixenv-snapshotter",
+];
+
+/// Where the machine may have nixenv's user.
+const ACCOUNTS: [&str; 4] = ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"];
+
 /// Directories that a test has for itself. They are real directories of the disk, because an overlay's upper
 /// directory cannot lie on an overlay.
 const OWN: [&str; 4] = ["nix", "var/lib/containerd", "var/lib/nerdctl", "var/lib/nixenv"];
@@ -254,6 +269,16 @@ fn enter(directory: &Path) {
         let options = format!("lowerdir=/{place},upperdir={0}/upper,workdir={0}/work", layers.display());
         let options = std::ffi::CString::new(options).expect("no NUL");
         made(place, mount("overlay", format!("/{place}"), "overlay", MountFlags::empty(), Some(&*options)));
+    }
+    for place in ABSENT {
+        let path = Path::new("/").join(place);
+        let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        assert!(!path.exists(), "{} cannot be hidden", path.display());
+    }
+    for accounts in ACCOUNTS {
+        let text = fs::read_to_string(accounts).expect("root can read it");
+        let others: String = text.split_inclusive('\n').filter(|line| !line.starts_with("nixenv:")).collect();
+        fs::write(accounts, others).expect("it is a copy");
     }
     for place in OWN {
         let target = Path::new("/").join(place);

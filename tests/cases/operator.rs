@@ -1,0 +1,107 @@
+//! The command `nixenv` on a node.
+
+use std::fs;
+use std::path::Path;
+
+use e2e::containerd::Release;
+use e2e::node::{EXAMPLE, Node, Parts, on_a_node, on_a_node_of};
+use rstest::rstest;
+
+#[test]
+fn what_was_resolved_ahead_starts_warm() {
+    on_a_node(|node| {
+        node.write("config.nix", EXAMPLE);
+        node.nixenv(["warm", "config.nix"]).succeeds();
+        assert_eq!(node.evaluations(), 1);
+        node.boot("config.nix", "echo $GREETING").prints("hello");
+        assert_eq!(node.evaluations(), 1);
+    });
+}
+
+#[test]
+fn show_tells_what_the_next_start_will_be_and_why() {
+    on_a_node(|node| {
+        let show = || node.nixenv(["show", "config.nix"]).succeeds();
+        node.write("config.nix", EXAMPLE);
+        assert!(show().contains("next start cold"), "{}", show());
+        node.boot("config.nix", "true").succeeds();
+        let shown = show();
+        for expected in ["next start warm", "GREETING=hello", "-python3-", "closure"] {
+            assert!(shown.contains(expected), "'{expected}' is missing in:\n{shown}");
+        }
+        node.write("config.nix", &EXAMPLE.replace("hello", "good evening"));
+        assert!(show().contains("next start cold"), "{}", show());
+        assert_eq!(node.evaluations(), 1);
+    });
+}
+
+#[test]
+fn list_tells_which_environments_there_are_and_who_uses_them() {
+    on_a_node(|node| {
+        let list = || -> serde_json::Value {
+            serde_json::from_str(&node.nixenv(["list", "--json"]).succeeds()).expect("it is JSON")
+        };
+        assert_eq!(list().as_array().map(Vec::len), Some(0));
+        node.write("config.nix", EXAMPLE);
+        let run = ["run", "--detach", "--name", "user", "--net", "none", "--annotation", "nixenv=config.nix"];
+        node.nerdctl(run.into_iter().chain(["busybox", "sleep", "600"])).succeeds();
+        let listed = list();
+        assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+        assert_eq!(
+            (&listed[0]["config"], &listed[0]["containers"]),
+            (&"config.nix".into(), &1.into()),
+            "{listed}"
+        );
+        node.nerdctl(["rm", "--force", "user"]).succeeds();
+        assert_eq!(list()[0]["containers"], 0);
+    });
+}
+
+#[rstest]
+#[case::pinned_containerd(Release::Pinned)]
+#[case::debians_containerd(Release::Debian)]
+fn doctor_finds_nothing_wrong_until_something_is(#[case] release: Release) {
+    on_a_node_of(Parts { release, ..Parts::default() }, |node| {
+        node.nixenv(["doctor"]).succeeds();
+        let finds = |node: &Node, check: &str| {
+            let outcome = node.nixenv(["doctor"]);
+            assert!(!outcome.status.success());
+            let mut lines = outcome.stdout.lines().skip_while(|line| !line.starts_with("FAILED"));
+            let (failed, remedy) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+            assert_eq!(failed.split_whitespace().nth(1), Some(check), "{}", outcome.stdout);
+            assert!(remedy.trim_start().starts_with("-> "), "{}", outcome.stdout);
+        };
+        node.kill_daemon();
+        finds(node, "daemon");
+        node.start_daemon();
+        node.stop_nix();
+        finds(node, "nix-daemon");
+    });
+}
+
+#[rstest]
+#[case::pinned_containerd(Release::Pinned)]
+#[case::debians_containerd(Release::Debian)]
+fn uninstall_leaves_the_node_as_it_was(#[case] release: Release) {
+    on_a_node_of(Parts { release, ..Parts::default() }, |node| {
+        node.write("config.nix", EXAMPLE);
+        node.boot("config.nix", "true").succeeds();
+        node.kill_daemon();
+        node.nixenv(["uninstall", "--purge"]).succeeds();
+        for gone in [
+            "/usr/local/bin/nixenv",
+            "/usr/local/libexec/nixenv",
+            "/etc/nixenv",
+            "/run/nixenv/views",
+            "/nix/var/nix/gcroots/nixenv",
+        ] {
+            assert!(!Path::new(gone).exists(), "{gone}");
+        }
+        assert_eq!(fs::read_dir("/var/lib/nixenv").map_or(0, Iterator::count), 0);
+        let config = fs::read_to_string("/etc/containerd/config.toml").expect("containerd is configured");
+        assert_eq!(config, release.configuration());
+        assert!(!fs::read_to_string("/etc/passwd").expect("it is there").contains("nixenv"));
+        // containerd has found its runtime through a PATH that had our directory first.
+        node.nerdctl(["run", "--rm", "--net", "none", "busybox", "echo", "plain"]).prints("plain");
+    });
+}
