@@ -108,7 +108,7 @@ pub fn message_of(error: impl Error + Send + Sync + 'static) -> String {
     let message = format!("{:#}", anyhow::Error::new(error));
     if full {
         format!(
-            "no space left on device for /var/lib/nixenv; free some, or remove environments with `nixenv gc`: {message}"
+            "no space left on device for /var/lib/nixenv; free some and start the container again: {message}"
         )
     } else {
         message
