@@ -256,7 +256,18 @@ impl Node {
     pub fn boot_with(&self, config: &str, options: &[&str], script: &str) -> Outcome {
         let config = format!("nixenv={config}");
         let run = ["run", "--rm", "--net", "none", "--annotation", &config];
-        self.nerdctl(run.into_iter().chain(options.iter().copied()).chain(["busybox", "sh", "-c", script]))
+        let boot = || {
+            self.nerdctl(
+                run.into_iter().chain(options.iter().copied()).chain(["busybox", "sh", "-c", script]),
+            )
+        };
+        let outcome = boot();
+        if outcome.status.success() && outcome.stdout.is_empty() {
+            // nerdctl 2.0 was seen to lose the output of a short process on a busy machine; what was started is warm.
+            println!("no output: once more");
+            return boot();
+        }
+        outcome
     }
 
     /// Evaluations so far: how often the daemon or its children have started Nix's evaluator.
