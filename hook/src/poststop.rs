@@ -14,7 +14,7 @@ use environment::layout::Layout;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How long to wait for the state that the runtime writes to the hook's standard input.
-const STATE_PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const STATE_PATIENCE: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
 
 /// The hook's arguments, with the program's name as the first.
 pub fn args(container: &Digest) -> Vec<String> {
