@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ pub struct Arguments {
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, default_value = "info")]
     log_level: LevelFilter,
+    /// Puts everything below this directory, which is not / in tests only
+    #[arg(long, value_name = "DIRECTORY", default_value = "/")]
+    prefix: PathBuf,
     #[command(subcommand)]
     pub confined: Option<Confined>,
 }
@@ -56,7 +59,7 @@ pub enum Confined {
 /// When it cannot start: another daemon runs, or a directory cannot be made.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     logging::start(arguments.log_level);
-    let layout = Layout::node();
+    let layout = Layout::under(&arguments.prefix);
     let _lock = lock(&layout)?;
     startup::recover(&layout)?;
     let resolver = Arc::new(Resolver::new(layout.clone()));

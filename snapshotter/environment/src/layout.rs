@@ -11,11 +11,14 @@
 //!   views/VIEW/                             the stub of a view (see the view module)
 //!   baselines/DERIVATION.json               build environments that are empty, to tell noise
 //!   scratch/                                work in progress; emptied when the daemon starts
+//!   snapshotter/                            containerd's snapshots (see the daemon's module `snapshots`)
 //! /run/nixenv/                              root's, 0700; gone after a reboot
 //!   nixenv.sock                             the daemon
+//!   snapshotter.sock                        the daemon, for containerd
 //!   views/VIEW/                             mount points of views
 //!   containers/HOLD/                        what a running container has in use
 //! /nix/var/nix/gcroots/nixenv/KEY           the GC root of an environment
+//! /nix/var/nix/gcroots/nixenv/snapshots/ID/ the GC roots of a snapshot
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -132,6 +135,18 @@ impl Layout {
         self.state().join("scratch")
     }
 
+    /// The snapshots, unless the settings name another directory.
+    #[must_use]
+    pub fn snapshotter(&self) -> PathBuf {
+        self.state().join("snapshotter")
+    }
+
+    /// The daemon's socket for containerd.
+    #[must_use]
+    pub fn snapshotter_socket(&self) -> PathBuf {
+        self.run().join("snapshotter.sock")
+    }
+
     /// The daemon's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -172,6 +187,12 @@ impl Layout {
     #[must_use]
     pub fn gc_root(&self, key: &Key) -> PathBuf {
         self.gc_roots().join(key.to_string())
+    }
+
+    /// The directory of the GC roots of snapshots.
+    #[must_use]
+    pub fn snapshot_gc_roots(&self) -> PathBuf {
+        self.gc_roots().join("snapshots")
     }
 
     /// The physical directory of store paths.

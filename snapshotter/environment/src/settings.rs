@@ -19,6 +19,12 @@
 //!
 //! [start]
 //! wait-seconds = 600                  # how long a container's start waits for its environment
+//!
+//! [snapshotter]                       # as containerd's own overlayfs snapshotter has them
+//! root = "/var/lib/nixenv/snapshotter"
+//! mount-options = []                  # appended to those of every overlay mount
+//! upperdir-label = false              # adds the label containerd.io/snapshot/overlay.upperdir
+//! remap-ids = true                    # id-mapped mounts for containers in user namespaces, where the kernel has them
 //! ```
 
 use std::collections::BTreeMap;
@@ -45,6 +51,8 @@ pub struct Settings {
     pub variables: Variables,
     /// Limits of container starts.
     pub start: Start,
+    /// containerd's snapshots.
+    pub snapshotter: Snapshotter,
 }
 
 /// A pinned package set.
@@ -93,6 +101,26 @@ pub struct Variables {
 pub struct Start {
     /// How long a start waits for its environment, in seconds. Under CRI never longer than 90.
     pub wait_seconds: u64,
+}
+
+/// containerd's snapshots; the options are those of its overlayfs snapshotter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Snapshotter {
+    /// Where they are kept, if not in the usual place.
+    pub root: Option<PathBuf>,
+    /// Options that are appended to those of every overlay mount.
+    pub mount_options: Vec<String>,
+    /// Whether the label `containerd.io/snapshot/overlay.upperdir` names the upper directory.
+    pub upperdir_label: bool,
+    /// Whether mounts are id-mapped for containers in user namespaces, where the kernel can.
+    pub remap_ids: bool,
+}
+
+impl Default for Snapshotter {
+    fn default() -> Self {
+        Self { root: None, mount_options: Vec::new(), upperdir_label: false, remap_ids: true }
+    }
 }
 
 impl Default for Evaluation {

@@ -1,0 +1,1 @@
+//! Filters of a list of snapshots.

@@ -1,0 +1,1 @@
+//! Layers that name store paths.
