@@ -13,20 +13,25 @@ use std::time::Duration;
 use anyhow::Context as _;
 use environment::layout::Layout;
 use environment::protocol::{self, Request, Response};
+use environment::settings::Settings;
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 
 use crate::resolver::{Resolver, message_of};
+use crate::snapshots::{Snapshots, service};
 use crate::{image_environment, logging, startup};
 
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 256;
 /// How long a peer may be silent between requests, or not take an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long requests of containerd may take that are under way when the daemon stops.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The daemon of nixenv: resolves configs into environments.
 #[derive(Debug, clap::Parser)]
@@ -66,14 +71,17 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Err(error) = resolver.nix() {
         tracing::warn!("{:#}", anyhow::Error::new(error));
     }
+    let settings = Settings::load(&layout.settings())?;
+    let snapshots = Arc::new(Snapshots::open(&layout, &settings.snapshotter)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(MAX_CONNECTIONS + 16)
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let result = runtime.block_on(serve(&layout, &resolver));
+    let result = runtime.block_on(serve(&layout, &resolver, snapshots));
     let _ = fs::remove_file(layout.socket());
+    let _ = fs::remove_file(layout.snapshotter_socket());
     // What is under way ends with this process: its children are killed with their parent.
     runtime.shutdown_background();
     result
@@ -95,24 +103,16 @@ fn lock(layout: &Layout) -> anyhow::Result<File> {
     Ok(file)
 }
 
-async fn serve(layout: &Layout, resolver: &Arc<Resolver>) -> anyhow::Result<()> {
+async fn serve(layout: &Layout, resolver: &Arc<Resolver>, snapshots: Arc<Snapshots>) -> anyhow::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let socket = layout.socket();
-    // We hold the lock: nobody listens there.
-    match fs::remove_file(&socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", socket.display()));
-        }
-        _ => {}
-    }
-    let listener =
-        UnixListener::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-    fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+    let (listener, for_containerd) = (listen(&layout.socket())?, listen(&layout.snapshotter_socket())?);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut service = tokio::spawn(service::serve(snapshots, for_containerd, async { drop(stopped.await) }));
     if let Err(error) = notify_ready() {
         tracing::warn!(%error, "cannot tell the service manager that the daemon is ready");
     }
-    tracing::info!(socket = %socket.display(), "listening");
+    tracing::info!(directory = %layout.run().display(), "listening");
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let next = async {
@@ -124,6 +124,7 @@ async fn serve(layout: &Layout, resolver: &Arc<Resolver>) -> anyhow::Result<()> 
             accepted = next => accepted,
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
+            ended = &mut service => return ended?.context("the snapshots service ended"),
         };
         let (permit, stream) = match accepted {
             Ok(accepted) => accepted,
@@ -143,7 +144,27 @@ async fn serve(layout: &Layout, resolver: &Arc<Resolver>) -> anyhow::Result<()> 
         });
     }
     tracing::info!("stopping");
+    // containerd keeps its connection; what it asked is answered.
+    drop(stop);
+    if timeout(FAREWELL, service).await.is_err() {
+        tracing::warn!("stopped before every request was answered");
+    }
     Ok(())
+}
+
+/// Listens at a socket that only root can connect to.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    // We hold the lock: nobody listens there.
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Answers the requests of one peer.
