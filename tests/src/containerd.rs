@@ -8,6 +8,35 @@ use std::{env, fs};
 use crate::artifacts;
 use crate::service::Service;
 
+/// Which snapshotter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshotter {
+    /// The one that is built into containerd.
+    Overlayfs,
+    /// nixenv's.
+    Nixenv,
+}
+
+impl Snapshotter {
+    /// Its name in containerd.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Overlayfs => "overlayfs",
+            Self::Nixenv => "nixenv",
+        }
+    }
+
+    /// The directory in which each of its snapshots has one of its own.
+    #[must_use]
+    pub fn snapshots(self) -> PathBuf {
+        match self {
+            Self::Overlayfs => "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots".into(),
+            Self::Nixenv => "/var/lib/nixenv/snapshotter/snapshots".into(),
+        }
+    }
+}
+
 /// Which containerd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Release {
@@ -35,7 +64,15 @@ impl Release {
             Self::Pinned => 3,
             Self::Debian => 2,
         };
-        format!("version = {version}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
+        format!(
+            r#"version = {version}
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+
+[proxy_plugins.nixenv]
+type = "snapshot"
+address = "/run/nixenv/snapshotter.sock"
+"#
+        )
     }
 
     /// Writes its configuration file.

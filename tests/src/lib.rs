@@ -11,6 +11,9 @@
 //! recorder      recorders of the specs that go through the runtime wrapper
 //! trace         which programs a service starts
 //! image         minimal images, made here
+//! recipe        images of several layers, made once
+//! registry      a registry on loopback, and what it was asked for
+//! tree          what there is in a tree of files, for comparison
 //! command       a command of an engine, and what it said
 //! service       a process in the background
 //! artifacts     what `tests/run` has built
@@ -28,6 +31,9 @@ pub mod isolation;
 pub mod nix;
 pub mod nixenv;
 pub mod node;
+pub mod recipe;
 pub mod recorder;
+pub mod registry;
 pub mod service;
 pub mod trace;
+pub mod tree;

@@ -11,13 +11,14 @@ use environment::layout::Layout;
 use crate::artifacts;
 use crate::cache_server;
 use crate::command::Outcome;
-use crate::containerd::{Release, search_path};
+use crate::containerd::{Release, Snapshotter, search_path};
 use crate::image::Image;
 use crate::inventory::{Changes, Inventory};
 use crate::isolation::isolated;
 use crate::nix::{self, Store};
 use crate::nixenv::{self, Threads};
 use crate::recorder::{self, Specs};
+use crate::registry::Registry;
 use crate::service::Service;
 use crate::trace::{Exec, Trace};
 
@@ -235,8 +236,25 @@ impl Node {
     /// Runs containerd's own client.
     #[must_use]
     pub fn ctr<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+        Outcome::of(&mut self.ctr_command(arguments))
+    }
+
+    fn ctr_command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(self.parts.release.programs().join("ctr"));
-        Outcome::of(command.args(arguments).current_dir(self.work()))
+        command.args(arguments).current_dir(self.work());
+        command
+    }
+
+    /// The node's engines with one of its snapshotters.
+    #[must_use]
+    pub fn on(&self, snapshotter: Snapshotter) -> On<'_> {
+        On { node: self, snapshotter }
+    }
+
+    /// Starts a registry that is empty.
+    #[must_use]
+    pub fn start_registry(&self) -> Registry {
+        Registry::start(&self.directory)
     }
 
     /// The node's containerd.
@@ -368,5 +386,42 @@ impl Node {
 
     fn services(&mut self) -> &mut Nixenv {
         self.nixenv.as_mut().expect("this node has nixenv")
+    }
+}
+
+/// A node's engines with one of its snapshotters.
+#[derive(Clone, Copy, Debug)]
+pub struct On<'a> {
+    node: &'a Node,
+    snapshotter: Snapshotter,
+}
+
+impl On<'_> {
+    /// The snapshotter.
+    #[must_use]
+    pub fn snapshotter(self) -> Snapshotter {
+        self.snapshotter
+    }
+
+    /// Runs nerdctl in the working directory.
+    #[must_use]
+    pub fn nerdctl<'a>(self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+        self.node.nerdctl(["--snapshotter", self.snapshotter.name()].into_iter().chain(arguments))
+    }
+
+    /// Runs containerd's own client.
+    #[must_use]
+    pub fn ctr<'a>(self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+        Outcome::of(self.node.ctr_command(arguments).env("CONTAINERD_SNAPSHOTTER", self.snapshotter.name()))
+    }
+
+    /// The keys of every snapshot, whatever its namespace.
+    #[must_use]
+    pub fn keys(self) -> Vec<String> {
+        let namespaces = self.ctr(["namespaces", "list", "--quiet"]).succeeds();
+        let list = |namespace| self.ctr(["--namespace", namespace, "snapshots", "list"]).succeeds();
+        let lists = namespaces.lines().map(list).collect::<Vec<_>>();
+        let rows = lists.iter().flat_map(|list| list.lines().skip(1));
+        rows.filter_map(|row| Some(row.split_whitespace().next()?.to_owned())).collect()
     }
 }
