@@ -3,6 +3,8 @@
 //! The one module that knows the types of the crate `containerd-snapshots` and of the gRPC that it brings. Of the
 //! protocol it lacks the parent that a commit may name; [`Requests`] takes it from the message itself.
 
+#![expect(clippy::result_large_err, reason = "the protocol's errors are what they are")]
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -63,10 +65,12 @@ impl Face {
     /// Files and databases block.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Snapshots) -> Result<T, SnapshotError> + Send + 'static,
+        key: String,
+        work: impl FnOnce(&Snapshots, &str) -> Result<T, SnapshotError> + Send + 'static,
     ) -> Result<T, Status> {
         let (snapshots, span) = (Arc::clone(&self.0), tracing::Span::current());
-        tokio::task::spawn_blocking(move || span.in_scope(|| work(&snapshots)))
+        span.record("key", &*key);
+        tokio::task::spawn_blocking(move || span.in_scope(|| work(&snapshots, &key)))
             .await
             .map_err(|error| Status::internal(error.to_string()))?
             .map_err(to_status)
@@ -81,24 +85,26 @@ impl Snapshotter for Face {
     type InfoStream = tokio_stream::Iter<std::vec::IntoIter<Result<Info, Status>>>;
 
     async fn stat(&self, key: String) -> Result<Info, Status> {
-        self.blocking(move |snapshots| snapshots.stat(&key)).await.map(to_info)
+        self.blocking(key, move |snapshots, key| snapshots.stat(key)).await.map(to_info)
     }
 
     async fn update(&self, info: Info, fields: Option<Vec<String>>) -> Result<Info, Status> {
         let info = from_info(info);
-        self.blocking(move |snapshots| snapshots.update(&info, &fields.unwrap_or_default()))
-            .await
-            .map(to_info)
+        self.blocking(info.name.clone(), move |snapshots, _| {
+            snapshots.update(&info, &fields.unwrap_or_default())
+        })
+        .await
+        .map(to_info)
     }
 
     async fn usage(&self, key: String) -> Result<Usage, Status> {
-        let usage = self.blocking(move |snapshots| snapshots.usage(&key)).await?;
+        let usage = self.blocking(key, move |snapshots, key| snapshots.usage(key)).await?;
         let limit = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         Ok(Usage { inodes: limit(usage.inodes), size: limit(usage.bytes) })
     }
 
     async fn mounts(&self, key: String) -> Result<Vec<types::Mount>, Status> {
-        self.blocking(move |snapshots| snapshots.mounts(&key)).await.map(to_mounts)
+        self.blocking(key, move |snapshots, key| snapshots.mounts(key)).await.map(to_mounts)
     }
 
     async fn prepare(
@@ -108,14 +114,14 @@ impl Snapshotter for Face {
         labels: Labels,
     ) -> Result<Vec<types::Mount>, Status> {
         let labels = labels.into_iter().collect();
-        self.blocking(move |snapshots| snapshots.create(info::Kind::Active, &key, &parent, &labels))
+        self.blocking(key, move |snapshots, key| snapshots.create(info::Kind::Active, key, &parent, &labels))
             .await
             .map(to_mounts)
     }
 
     async fn view(&self, key: String, parent: String, labels: Labels) -> Result<Vec<types::Mount>, Status> {
         let labels = labels.into_iter().collect();
-        self.blocking(move |snapshots| snapshots.create(info::Kind::View, &key, &parent, &labels))
+        self.blocking(key, move |snapshots, key| snapshots.create(info::Kind::View, key, &parent, &labels))
             .await
             .map(to_mounts)
     }
@@ -123,21 +129,21 @@ impl Snapshotter for Face {
     async fn commit(&self, name: String, key: String, labels: Labels) -> Result<(), Status> {
         let labels = labels.into_iter().collect();
         let parent = NEW_PARENT.try_with(Clone::clone).unwrap_or_default();
-        self.blocking(move |snapshots| snapshots.commit(&name, &key, &parent, &labels)).await
+        self.blocking(key, move |snapshots, key| snapshots.commit(&name, key, &parent, &labels)).await
     }
 
     async fn remove(&self, key: String) -> Result<(), Status> {
-        self.blocking(move |snapshots| snapshots.remove(&key)).await
+        self.blocking(key, move |snapshots, key| snapshots.remove(key)).await
     }
 
     async fn clear(&self) -> Result<(), Status> {
-        self.blocking(Snapshots::clean_up).await
+        self.blocking(String::new(), |snapshots, _| snapshots.clean_up()).await
     }
 
     async fn list(&self, _: String, filters: Vec<String>) -> Result<Self::InfoStream, Status> {
         let filter = filter::parse_all(&filters)
             .map_err(|error| Status::invalid_argument(format!("{:#}", anyhow::Error::new(error))))?;
-        let infos = self.blocking(move |snapshots| snapshots.list(&filter)).await?;
+        let infos = self.blocking(String::new(), move |snapshots, _| snapshots.list(&filter)).await?;
         let infos: Vec<_> = infos.into_iter().map(|info| Ok(to_info(info))).collect();
         Ok(tokio_stream::iter(infos))
     }
@@ -167,7 +173,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let mut service = self.0.clone();
         let operation = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let span = tracing::info_span!("snapshot", operation);
+        let span = tracing::info_span!("snapshot", operation, key = tracing::field::Empty);
         let answer = async move {
             let start = Instant::now();
             let response = if operation == "Commit" {

@@ -27,7 +27,7 @@ impl LayerError {
     }
 }
 
-#[expect(missing_docs, clippy::missing_errors_doc, clippy::unused_self)]
+#[expect(missing_docs)]
 impl StoreLayers {
     pub fn new(_layout: &Layout, _root: &Path) -> Self {
         Self
