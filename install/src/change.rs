@@ -70,6 +70,11 @@ pub enum Step {
         /// Its name.
         name: &'static str,
     },
+    /// A change that is no longer wanted is undone.
+    Withdraw {
+        /// What the receipt says of it.
+        change: Change,
+    },
 }
 
 /// Whether a file that is written whole is a drop-in for containerd.
@@ -82,7 +87,7 @@ impl Change {
     pub fn concerns_containerd(&self) -> bool {
         match self {
             Self::File { path, .. } => is_containerds(path),
-            Self::Edit { edit, .. } => matches!(edit, Edit::Handler(_)),
+            Self::Edit { edit, .. } => matches!(edit, Edit::Containerd(_)),
             _ => false,
         }
     }
@@ -96,7 +101,11 @@ impl fmt::Display for Step {
             Self::File { path, .. } => write!(f, "write {}", path.display()),
             Self::Default { path, .. } => write!(f, "write {}", path.display()),
             Self::Link { path, target } => write!(f, "link {} to {}", path.display(), target.display()),
-            Self::Edit { path, .. } => write!(f, "add the runtime handler nixenv-runc to {}", path.display()),
+            Self::Edit { path, edit } => write!(f, "{edit} in {}", path.display()),
+            Self::Withdraw { change: Change::Edit { path, .. } } => {
+                write!(f, "take nixenv's lines out of {}", path.display())
+            }
+            Self::Withdraw { .. } => write!(f, "undo an earlier change"),
             Self::Pin { pin, source, settings, .. } => {
                 let Pin { name, path, .. } = pin;
                 write!(
@@ -133,6 +142,7 @@ impl Step {
                     && nix::nar_hash(&pin.path).is_ok()
             }
             Self::User { name } => user_exists(name)?,
+            Self::Withdraw { .. } => false,
         })
     }
 
@@ -146,7 +156,8 @@ impl Step {
 
     /// Whether containerd has to be started anew for it.
     pub fn concerns_containerd(&self) -> bool {
-        self.path().is_some_and(is_containerds) || matches!(self, Self::Edit { .. })
+        self.path().is_some_and(is_containerds)
+            || matches!(self, Self::Edit { edit: Edit::Containerd(_), .. })
     }
 
     /// Makes it true, after noting in the receipt how to undo that.
@@ -228,6 +239,11 @@ impl Step {
                 let added = nix::output("useradd", always.iter().chain(group).chain(&shell));
                 // An interrupted installation's own useradd may have been faster.
                 if user_exists(name)? { Ok(()) } else { added.map(drop) }
+            }
+            Self::Withdraw { change } => {
+                undo(layout, change)?.inspect(|left| say!("  kept: {left}"));
+                receipt.changes.retain(|known| known != change);
+                receipt.save(layout)
             }
         }
     }
@@ -369,7 +385,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::containerd_config::Handler;
+    use crate::containerd_config::{Handler, Lines};
 
     struct Node {
         directory: tempfile::TempDir,
@@ -400,14 +416,15 @@ mod tests {
             receipt.changes.iter().rev().filter_map(|change| undo(&self.layout, change).unwrap()).collect()
         }
 
-        fn handler(&self) -> Step {
-            let edit = Edit::Handler(Handler {
-                binary: "/usr/local/bin/nixenv-runc".into(),
-                version: 2,
-                runc: None,
-            });
-            Step::Edit { path: self.path("config.toml"), edit }
+        fn edit(&self) -> Step {
+            let path = self.path("config.toml");
+            Step::Edit { path, edit: lines("/usr/local/bin/nixenv-runc") }
         }
+    }
+
+    fn lines(binary: &str) -> Edit {
+        let handler = Handler { binary: binary.into(), version: 2, runc: None };
+        Edit::Containerd(Lines { handler, snapshotter: None })
     }
 
     #[rstest]
@@ -441,7 +458,7 @@ mod tests {
     fn an_edit_is_undone_to_the_same_bytes(#[case] before: Option<&str>) {
         let mut node = Node::new();
         before.inspect(|text| fs::write(node.path("config.toml"), text).unwrap());
-        let step = node.handler();
+        let step = node.edit();
         node.apply(&step);
         assert_eq!(node.undo_all(), Vec::<String>::new());
         assert_eq!(fs::read_to_string(node.path("config.toml")).ok().as_deref(), before);
@@ -452,7 +469,7 @@ mod tests {
         let mut node = Node::new();
         let path = node.path("config.toml");
         fs::write(&path, "version = 2\n").unwrap();
-        let step = node.handler();
+        let step = node.edit();
         node.apply(&step);
         let edited = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("# theirs\n{edited}")).unwrap();
@@ -465,13 +482,11 @@ mod tests {
         let mut node = Node::new();
         let path = node.path("config.toml");
         fs::write(&path, "version = 2\n").unwrap();
-        let step = node.handler();
+        let step = node.edit();
         node.apply(&step);
         fs::write(&path, fs::read_to_string(&path).unwrap().replace("version = 2", "version = 2 # theirs"))
             .unwrap();
-        let binary = "/opt/nixenv-runc".into();
-        let edit = Edit::Handler(Handler { binary, version: 2, runc: None });
-        node.apply(&Step::Edit { path: path.clone(), edit });
+        node.apply(&Step::Edit { path: path.clone(), edit: lines("/opt/nixenv-runc") });
         assert_eq!(node.undo_all(), Vec::<String>::new());
         assert_eq!(fs::read_to_string(&path).unwrap(), "version = 2 # theirs\n");
     }

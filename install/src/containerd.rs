@@ -36,6 +36,12 @@ impl Containerd {
         self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default()
     }
 
+    /// The first two numbers of its version.
+    pub fn release(&self) -> (u32, u32) {
+        let minor = self.version.split('.').nth(1).and_then(|minor| minor.parse().ok());
+        (self.major(), minor.unwrap_or_default())
+    }
+
     /// The config that it has without a file.
     pub fn default_config() -> Result<String> {
         nix::output("containerd", ["config", "default"])

@@ -12,11 +12,12 @@ use environment::settings::Settings;
 
 use crate::change::{self, Step};
 use crate::containerd::{self, Containerd, RUNTIME_DIRECTORY};
-use crate::containerd_config::{self, Handler};
+use crate::containerd_config::{self, Lines};
 use crate::nix;
 use crate::package_set::{self, Pin};
-use crate::receipt::{Edit, Receipt};
+use crate::receipt::Receipt;
 use crate::service::{self, Restart};
+use crate::wiring::{DefaultFor, Wiring, systemd};
 
 /// The programs that belong together.
 const PROGRAMS: [&str; 3] = ["nixenv", "nixenv-runc", service::DAEMON];
@@ -44,6 +45,15 @@ pub struct Install {
     /// What <nixpkgs> means in configs: a directory or a store path; default: what it means to Nix here.
     #[arg(long, value_name = "PATH")]
     nixpkgs: Option<PathBuf>,
+    /// Who uses the snapshotter where nothing else is asked for; default: as installed before, else nobody.
+    ///
+    /// `cri` is Kubernetes' interface, `transfer` lets containerd's transfer service unpack for it as well (`ctr images
+    /// pull --snapshotter nixenv`), `none` takes earlier choices back.
+    #[arg(long, value_name = "CLIENTS", value_delimiter = ',')]
+    default_snapshotter: Vec<DefaultFor>,
+    /// The settings of the nerdctl that `--default-snapshotter nerdctl` is about.
+    #[arg(long, value_name = "FILE", default_value = crate::nerdctl::CONFIG)]
+    nerdctl_config: PathBuf,
     /// Neither start the daemon nor restart containerd.
     #[arg(long)]
     no_start: bool,
@@ -63,8 +73,18 @@ impl Install {
             Some(runtime) => bail!("{} is not a program", runtime.display()),
             None => containerd.runtime()?,
         };
+        let wiring = Wiring {
+            layout: &layout,
+            receipt: &receipt,
+            containerd: &containerd,
+            config: &self.containerd_config,
+            nerdctl_config: &self.nerdctl_config,
+            wrapper: self.bin_dir.join("nixenv-runc"),
+            defaults: DefaultFor::chosen(&self.default_snapshotter)?,
+        };
         let mut steps = self.node_steps(&layout)?;
-        steps.extend(self.containerd_steps(&receipt, &containerd, &runtime)?);
+        let lines = wiring.lines()?;
+        steps.extend(wiring.steps(&lines, &runtime)?);
         let mut open = Vec::new();
         for step in steps {
             if !step.is_done()? {
@@ -80,7 +100,7 @@ impl Install {
             restarts.iter().for_each(|restart| say!("  {restart}"));
         }
         if !self.dry_run {
-            self.carry_out(&layout, receipt, &open, &restarts)?;
+            self.carry_out(&layout, receipt, &lines, &open, &restarts)?;
             if !service::systemd_runs() && !containerd.runs_ours() {
                 say!("\nsystemd does not run here: start containerd with");
                 say!("  PATH={} NIXENV_RUNTIME={}", containerd.wanted_path(), runtime.display());
@@ -93,6 +113,7 @@ impl Install {
         &self,
         layout: &Layout,
         mut receipt: Receipt,
+        lines: &Lines,
         open: &[Step],
         restarts: &[Restart],
     ) -> Result<()> {
@@ -107,21 +128,30 @@ impl Install {
             step.apply(layout, &mut receipt)?;
         }
         if let Ok(before) = before {
-            self.check_merged_config(layout, &mut receipt, &before)?;
+            self.check_merged_config(layout, &mut receipt, lines, &before)?;
         }
         restarts.iter().try_for_each(|restart| restart.carry_out(layout, &mut receipt, &self.bin_dir))
     }
 
-    /// Makes sure that containerd would read its config as before, and takes the handler out again if not.
-    fn check_merged_config(&self, layout: &Layout, receipt: &mut Receipt, before: &str) -> Result<()> {
+    /// Makes sure that containerd would read its config as before, and takes our lines out again if not.
+    fn check_merged_config(
+        &self,
+        layout: &Layout,
+        receipt: &mut Receipt,
+        lines: &Lines,
+        before: &str,
+    ) -> Result<()> {
         let look = || -> Result<()> {
             let after = containerd::merged_config(&self.containerd_config)?;
-            let others = containerd_config::without_handler(&after)?;
+            let others = containerd_config::without_ours(&after)?;
             ensure!(
-                others == containerd_config::without_handler(before)?,
-                "other settings would change with it"
+                others == containerd_config::without_ours(before)?,
+                "other settings would change with them"
             );
-            ensure!(containerd_config::has_handler(&after)?, "a file that the config imports hides it");
+            let missing = containerd_config::missing(&after, lines)?;
+            if let Some(missing) = missing {
+                bail!("a file that the config imports hides {missing}");
+            }
             Ok(())
         };
         let Err(error) = look() else { return Ok(()) };
@@ -131,7 +161,7 @@ impl Install {
         receipt.changes.retain(|change| !change.concerns_containerd());
         receipt.save(layout)?;
         Err(error.context(format!(
-            "containerd does not take the runtime handler in {}; it was taken out again",
+            "containerd does not take nixenv's lines in {}; they were taken out again",
             self.containerd_config.display()
         )))
     }
@@ -172,49 +202,6 @@ impl Install {
         Ok(steps)
     }
 
-    /// What containerd needs.
-    fn containerd_steps(
-        &self,
-        receipt: &Receipt,
-        containerd: &Containerd,
-        runtime: &Path,
-    ) -> Result<Vec<Step>> {
-        let config = &self.containerd_config;
-        let text = config.exists().then(|| fs::read_to_string(config)).transpose();
-        let text = text.with_context(|| format!("cannot read {}", config.display()))?;
-        let mut handler = Handler {
-            binary: self.bin_dir.join("nixenv-runc"),
-            version: containerd_config::version_of(&Containerd::default_config()?.parse()?),
-            runc: None,
-        };
-        let theirs = match (&text, receipt.edit(config, &Edit::Handler(handler.clone()))) {
-            (Some(text), Some((_, _, known))) => known.revert(text)?,
-            (text, _) => text.clone().unwrap_or_default(),
-        };
-        if containerd.major() < 2 && containerd_config::runc_handler(&theirs)?.is_none() {
-            handler.runc = containerd_config::runc_handler(&Containerd::default_config()?)?;
-        }
-        let place = containerd_config::place(config, text.as_deref(), containerd.major())?;
-        let directory = place.parent().unwrap_or(Path::new("/")).to_owned();
-        let mut steps = vec![Step::Directory { path: directory, mode: 0o755 }];
-        steps.push(match text {
-            Some(text) if place != *config => {
-                let content = handler.drop_in(&text)?.into_bytes();
-                Step::File { path: place, mode: 0o644, content }
-            }
-            _ => Step::Edit { path: place, edit: Edit::Handler(handler) },
-        });
-        if service::systemd_runs() {
-            let path = systemd("containerd.service.d/nixenv.conf");
-            let text = include_str!("../units/containerd.conf")
-                .replace("@path@", &containerd.wanted_path())
-                .replace("@runtime@", &runtime.to_string_lossy());
-            steps.push(Step::Directory { path: systemd("containerd.service.d"), mode: 0o755 });
-            steps.push(Step::File { path, mode: 0o644, content: text.into_bytes() });
-        }
-        Ok(steps)
-    }
-
     /// What must run anew once the open steps are done, or never did after an interruption.
     fn restarts(&self, layout: &Layout, containerd: &Containerd, open: &[Step]) -> Vec<Restart> {
         if self.no_start {
@@ -232,8 +219,4 @@ impl Install {
             .filter_map(|(needed, restart)| needed.then_some(restart))
             .collect()
     }
-}
-
-fn systemd(name: &str) -> PathBuf {
-    Path::new("/etc/systemd/system").join(name)
 }

@@ -18,6 +18,7 @@ mod elf;
 mod engine;
 mod install;
 mod list;
+mod nerdctl;
 mod nix;
 mod package_set;
 mod receipt;
@@ -27,6 +28,7 @@ mod statistics;
 mod table;
 mod uninstall;
 mod warm;
+mod wiring;
 mod wrapper_work;
 
 /// Boots unmodified container images into the environment that a config.nix names.

@@ -3,18 +3,18 @@
 //! A change is recorded before it is made. After an interruption the receipt may therefore name changes that
 //! were never made; undoing those finds nothing to do.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use environment::digest::Digest;
 use environment::layout::Layout;
 use serde::{Deserialize, Serialize};
 
-use crate::containerd_config::Handler;
-use crate::durable;
+use crate::containerd_config::Lines;
 use crate::package_set::Pin;
+use crate::{durable, nerdctl};
 
 /// The version of the receipt's form.
 const VERSION: u32 = 1;
@@ -85,17 +85,36 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "edit", rename_all = "kebab-case")]
 pub enum Edit {
-    /// A runtime handler in containerd's config.
-    Handler(Handler),
+    /// The runtime handler and the snapshotter in containerd's config.
+    #[serde(rename = "handler")]
+    Containerd(Lines),
+    /// The snapshotter in nerdctl's settings.
+    Nerdctl(nerdctl::Snapshotter),
     /// A package set in the node's settings.
     Pin(Pin),
+}
+
+impl fmt::Display for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Containerd(Lines { snapshotter: None, .. }) => {
+                write!(f, "add the runtime handler nixenv-runc")
+            }
+            Self::Containerd(Lines { snapshotter: Some(plugin), .. }) => {
+                write!(f, "add the runtime handler nixenv-runc and the snapshotter nixenv{plugin}")
+            }
+            Self::Nerdctl(_) => write!(f, "make nixenv nerdctl's snapshotter"),
+            Self::Pin(pin) => write!(f, "let <{}> mean {}", pin.name, pin.path),
+        }
+    }
 }
 
 impl Edit {
     /// The text with our lines.
     pub fn apply(&self, text: &str) -> Result<String> {
         match self {
-            Self::Handler(handler) => handler.add_to(text),
+            Self::Containerd(lines) => lines.add_to(text),
+            Self::Nerdctl(line) => line.add_to(text),
             Self::Pin(pin) => pin.add_to(text),
         }
     }
@@ -103,7 +122,8 @@ impl Edit {
     /// The text without our lines.
     pub fn revert(&self, text: &str) -> Result<String> {
         match self {
-            Self::Handler(handler) => handler.remove_from(text),
+            Self::Containerd(lines) => lines.remove_from(text),
+            Self::Nerdctl(line) => line.remove_from(text),
             Self::Pin(pin) => pin.remove_from(text),
         }
     }
@@ -180,6 +200,22 @@ impl Receipt {
         })
     }
 
+    /// The record of our lines in a config of containerd.
+    pub fn lines(&self, config: &Path) -> Option<&Lines> {
+        self.changes.iter().find_map(|change| match change {
+            Change::Edit { path, edit: Edit::Containerd(lines), .. } if path == config => Some(lines),
+            _ => None,
+        })
+    }
+
+    /// The record of our line in nerdctl's settings.
+    pub fn nerdctl(&self) -> Option<(&Change, &Path, &nerdctl::Snapshotter)> {
+        self.changes.iter().find_map(|change| match change {
+            Change::Edit { path, edit: Edit::Nerdctl(line), .. } => Some((change, path.as_path(), line)),
+            _ => None,
+        })
+    }
+
     /// The record of the lines like `wanted` in a file.
     pub fn edit(&self, wanted_path: &Path, wanted: &Edit) -> Option<(&Digest, Option<&Digest>, &Edit)> {
         self.changes.iter().find_map(|change| match change {
@@ -196,6 +232,7 @@ impl Receipt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::containerd_config::Handler;
 
     fn receipt() -> Receipt {
         Receipt {
@@ -212,10 +249,13 @@ mod tests {
                     path: "/etc/containerd/config.toml".into(),
                     written: Digest::of(b"x"),
                     before: None,
-                    edit: Edit::Handler(Handler {
-                        binary: "/usr/local/bin/nixenv-runc".into(),
-                        version: 2,
-                        runc: None,
+                    edit: Edit::Containerd(Lines {
+                        handler: Handler {
+                            binary: "/usr/local/bin/nixenv-runc".into(),
+                            version: 2,
+                            runc: None,
+                        },
+                        snapshotter: None,
                     }),
                 },
                 Change::User { name: "nixenv".into() },
