@@ -211,7 +211,7 @@ impl Snapshots {
             let directories = self.directories_of(&ancestors);
             let is_complete = self
                 .layers
-                .assemble(named, id, new.path(), &directories, labels)
+                .assemble(named, id, new.path(), &directories, parent, labels)
                 .map_err(SnapshotError::Layer)?;
             if is_complete {
                 let path = new.path().to_owned();
