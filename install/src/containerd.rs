@@ -14,12 +14,17 @@ pub const RUNTIME_DIRECTORY: &str = "/usr/local/libexec/nixenv/runtime";
 /// What systemd gives a service that sets no PATH: `DEFAULT_PATH_NORMAL`, with `/sbin` and `/bin`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// containerd's config where its command line names none.
+pub const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
+
 /// The containerd of this node.
 pub struct Containerd {
     /// Its version, as it prints it.
     pub version: String,
     /// The environment that it was started with; none when it does not run.
     pub environment: Option<Vec<String>>,
+    /// Its config.
+    pub config: PathBuf,
 }
 
 impl Containerd {
@@ -28,7 +33,16 @@ impl Containerd {
         let printed = nix::output("containerd", ["--version"])
             .context("containerd is needed; apt install containerd")?;
         let version = parse_version(&printed).with_context(|| format!("'{printed}' names no version"))?;
-        Ok(Self { version: version.to_owned(), environment: environment()? })
+        let process = process()?;
+        let fields = |name: &str| -> Result<Option<Vec<String>>> {
+            let Some(process) = &process else { return Ok(None) };
+            let bytes = fs::read(process.join(name))
+                .context("cannot look at containerd's process; run this as root, on its node")?;
+            Ok(Some(split(&bytes)))
+        };
+        let arguments = fields("cmdline")?.unwrap_or_default();
+        let config = config_argument(&arguments).unwrap_or(DEFAULT_CONFIG).into();
+        Ok(Self { version: version.to_owned(), environment: fields("environ")?, config })
     }
 
     /// The first number of its version.
@@ -88,17 +102,32 @@ pub fn socket() -> PathBuf {
     std::env::var_os("CONTAINERD_ADDRESS").map_or("/run/containerd/containerd.sock".into(), PathBuf::from)
 }
 
-fn environment() -> Result<Option<Vec<String>>> {
+/// The directory in `/proc` of the containerd behind the node's socket.
+fn process() -> Result<Option<PathBuf>> {
     let Ok(stream) = UnixStream::connect(socket()) else { return Ok(None) };
     let pid = rustix::net::sockopt::socket_peercred(&stream)?.pid;
-    let bytes = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero()))
-        .context("cannot read containerd's environment; run this as root, on its node")?;
-    Ok(Some(parse_environment(&bytes)))
+    Ok(Some(format!("/proc/{}", pid.as_raw_nonzero()).into()))
 }
 
-fn parse_environment(bytes: &[u8]) -> Vec<String> {
+/// What is between the zero bytes of an environment or a command line.
+fn split(bytes: &[u8]) -> Vec<String> {
     let fields = bytes.split(|byte| *byte == 0).filter(|field| !field.is_empty());
     fields.map(|field| String::from_utf8_lossy(field).into_owned()).collect()
+}
+
+/// The config that a command line of containerd's names.
+fn config_argument(arguments: &[String]) -> Option<&str> {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let name = argument.trim_start_matches('-');
+        match name.split_once('=') {
+            _ if name == argument => {}
+            Some(("config" | "c", config)) => return Some(config),
+            None if ["config", "c"].contains(&name) => return arguments.next().map(String::as_str),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The value of a variable in an environment.
@@ -130,6 +159,21 @@ mod tests {
 
     use super::*;
 
+    fn containerd(version: &str, environment: Option<Vec<String>>) -> Containerd {
+        Containerd { version: version.to_owned(), environment, config: DEFAULT_CONFIG.into() }
+    }
+
+    #[rstest]
+    #[case::none("containerd", None)]
+    #[case::a_word_of_its_own("containerd --config /c.toml", Some("/c.toml"))]
+    #[case::behind_an_equals_sign("containerd -l debug --config=/c.toml", Some("/c.toml"))]
+    #[case::short("containerd -c /c.toml", Some("/c.toml"))]
+    #[case::a_command("containerd config dump", None)]
+    fn the_config_is_what_the_command_line_names(#[case] line: &str, #[case] expected: Option<&str>) {
+        let arguments: Vec<_> = line.split(' ').map(str::to_owned).collect();
+        assert_eq!(config_argument(&arguments), expected);
+    }
+
     #[rstest]
     #[case::debian(
         "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3",
@@ -144,13 +188,13 @@ mod tests {
         2
     )]
     fn versions(#[case] printed: &str, #[case] version: &str, #[case] major: u32) {
-        let containerd = Containerd { version: parse_version(printed).unwrap().into(), environment: None };
+        let containerd = containerd(parse_version(printed).unwrap(), None);
         assert_eq!((containerd.version.as_str(), containerd.major()), (version, major));
     }
 
     #[test]
     fn environments_are_split_at_zero_bytes() {
-        let environment = parse_environment(b"PATH=/a:/b\0EMPTY=\0PATHS=/c\0");
+        let environment = split(b"PATH=/a:/b\0EMPTY=\0PATHS=/c\0");
         assert_eq!(variable(&environment, "PATH"), Some("/a:/b"));
         assert_eq!(variable(&environment, "EMPTY"), Some(""));
         assert_eq!(variable(&environment, "HOME"), None);
@@ -161,8 +205,7 @@ mod tests {
     #[case::after_it("/usr/local/libexec/nixenv/runtime:/a:/b", true)]
     #[case::behind_another_directory("/a:/usr/local/libexec/nixenv/runtime:/b", false)]
     fn the_wanted_path_has_our_directory_first_and_once(#[case] path: &str, #[case] ours: bool) {
-        let containerd =
-            Containerd { version: String::new(), environment: Some(vec![format!("PATH={path}")]) };
+        let containerd = containerd("", Some(vec![format!("PATH={path}")]));
         assert_eq!(containerd.wanted_path(), format!("{RUNTIME_DIRECTORY}:/a:/b"));
         assert_eq!(containerd.runs_ours(), ours);
     }

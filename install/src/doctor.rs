@@ -1,5 +1,7 @@
 //! `nixenv doctor`: looks at everything that a start depends on.
 
+mod snapshotter;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
@@ -36,7 +38,7 @@ use Finding::{Failed, Good, Warning};
 
 type Check = (&'static str, fn(&Layout) -> Finding);
 
-const CHECKS: [Check; 13] = [
+const CHECKS: [Check; 16] = [
     ("state", state),
     ("disk", disk),
     ("xattrs", trusted_xattrs),
@@ -49,6 +51,9 @@ const CHECKS: [Check; 13] = [
     ("nixpkgs", package_sets),
     ("user", user),
     ("daemon", daemon),
+    ("snapshotter", snapshotter::registered),
+    ("snapshots", snapshotter::file_system),
+    ("default", snapshotter::defaults),
     ("leftovers", leftovers),
 ];
 
@@ -107,15 +112,14 @@ fn disk(layout: &Layout) -> Finding {
     }
 }
 
-/// A directory on the file system of the state, be it there already or not.
-fn trial_directory(layout: &Layout) -> Result<TempDir> {
-    let state = layout.state();
-    let there = state.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+/// A directory on the file system of another, be that there already or not.
+fn directory_on_the_disk_of(path: &Path) -> Result<TempDir> {
+    let there = path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
     tempfile::tempdir_in(there).with_context(|| format!("cannot create a directory in {}", there.display()))
 }
 
 fn trusted_xattrs(layout: &Layout) -> Finding {
-    let outcome = trial_directory(layout).and_then(|directory| {
+    let outcome = directory_on_the_disk_of(&layout.state()).and_then(|directory| {
         rustix::fs::lsetxattr(directory.path(), "trusted.nixenv", b"y", XattrFlags::CREATE)
             .context("refused")?;
         Ok(format!("trusted extended attributes work in {}", layout.state().display()))
@@ -132,7 +136,7 @@ fn trusted_xattrs(layout: &Layout) -> Finding {
 /// Makes and mounts a view of one store path, as a container's start does.
 fn overlayfs(layout: &Layout) -> Finding {
     let try_it = || -> Result<String> {
-        let directory = trial_directory(layout)?;
+        let directory = directory_on_the_disk_of(&layout.state())?;
         let trial = Layout::under(directory.path());
         let path: StorePath = "/nix/store/00000000000000000000000000000000-probe".parse()?;
         let inside = trial.store().join(path.base_name());

@@ -37,7 +37,7 @@ pub struct Install {
     #[arg(long, value_name = "DIRECTORY", default_value = "/usr/local/bin")]
     bin_dir: PathBuf,
     /// The config of the containerd to prepare.
-    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    #[arg(long, value_name = "FILE", default_value = containerd::DEFAULT_CONFIG)]
     containerd_config: PathBuf,
     /// The OCI runtime behind nixenv-runc; default: the runc or crun on containerd's PATH.
     #[arg(long, value_name = "PROGRAM")]

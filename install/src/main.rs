@@ -24,6 +24,7 @@ mod package_set;
 mod receipt;
 mod service;
 mod show;
+mod snapshots;
 mod statistics;
 mod table;
 mod uninstall;

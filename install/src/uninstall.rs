@@ -5,14 +5,14 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use environment::hold;
 use environment::layout::Layout;
 
 use crate::change;
 use crate::receipt::{Change, Receipt};
-use crate::{nix, service};
+use crate::{nix, service, snapshots};
 
 /// Undo what `nixenv install` did on this node.
 ///
@@ -22,6 +22,9 @@ pub struct Uninstall {
     /// Remove every environment and its GC root as well.
     #[arg(long)]
     purge: bool,
+    /// Go on although containers use the snapshotter, or with --purge images do: they are lost.
+    #[arg(long)]
+    force: bool,
 }
 
 impl Uninstall {
@@ -37,6 +40,10 @@ impl Uninstall {
         hold::sweep(&layout)?;
         let holds = hold::list(&layout)?.len();
         ensure!(holds == 0, "{holds} running containers are in an environment; stop them first");
+        let root = snapshots::root(&layout)?;
+        if !self.force {
+            self.check_snapshots(&root)?;
+        }
         let restart = service::systemd_runs() && receipt.changes.iter().any(Change::concerns_containerd);
         // What runs ends first; a process may still need the files that are removed next.
         receipt.changes.sort_by_key(|change| matches!(change, Change::Unit { .. } | Change::Process { .. }));
@@ -57,18 +64,51 @@ impl Uninstall {
         if self.purge {
             remove_all(&layout.gc_roots())?;
             remove_all(&layout.state())?;
+            remove_all(&root)?;
         } else {
             remove(&Receipt::path(&layout))?;
             remove_all(&change::backups(&layout))?;
             match fs::remove_dir(layout.state()) {
                 Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-                    say!("kept: the environments in {}; --purge removes them", layout.state().display());
+                    let state = layout.state();
+                    say!("kept: the environments and snapshots in {}; --purge removes them", state.display());
                 }
                 outcome => absent_is_fine(outcome, &layout.state())?,
             }
         }
         say!("nixenv is no longer installed on this node");
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Uninstall {
+    /// Refuses to take the snapshotter away from those who need it, and says who they are.
+    fn check_snapshots(&self, root: &Path) -> Result<()> {
+        if !snapshots::any(root) {
+            return Ok(());
+        }
+        let contents = snapshots::contents().context(
+            "cannot tell who uses the snapshotter; start containerd and nixenv-snapshotter, or give --force",
+        )?;
+        if contents.is_empty() {
+            return Ok(());
+        }
+        let listed = contents.iter().map(ToString::to_string).collect::<String>();
+        if contents.iter().any(|namespace| !namespace.containers.is_empty()) {
+            bail!(
+                "containers use the snapshotter; remove them first, or give --force and lose them:\n{listed}"
+            );
+        }
+        if self.purge {
+            bail!(
+                "images are in the snapshotter; remove them first, or give --force and lose them:\n{listed}"
+            );
+        }
+        say!(
+            "kept: these images are in the snapshotter, which containerd will not know any more; pull them again:"
+        );
+        say!("{}", listed.trim_end());
+        Ok(())
     }
 }
 

@@ -64,15 +64,7 @@ impl Release {
             Self::Pinned => 3,
             Self::Debian => 2,
         };
-        format!(
-            r#"version = {version}
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-
-[proxy_plugins.nixenv]
-type = "snapshot"
-address = "/run/nixenv/snapshotter.sock"
-"#
-        )
+        format!("version = {version}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
     }
 
     /// Writes its configuration file.
