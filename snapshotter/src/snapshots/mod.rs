@@ -272,9 +272,8 @@ impl Snapshots {
     /// When there is none, or it has children.
     pub fn remove(&self, key: &str) -> Result<(), SnapshotError> {
         let record = self.metadata.remove(key)?;
-        if record.has_stub {
-            self.layers.release(record.id);
-        }
+        // A commit that was cut short may have left a root, too.
+        self.layers.release(record.id);
         self.directories.discard(record.id);
         Ok(())
     }
