@@ -4,6 +4,7 @@ mod annotations;
 mod concurrency;
 mod crashes;
 mod dependencies;
+mod differential;
 mod errors;
 mod example;
 mod lifecycle;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -128,6 +129,7 @@ fn start(directory: &Path, command: &mut Command) -> Service {
     service.wait_until(|| {
         let client = Client::connect(&Layout::node().socket());
         client.and_then(|mut client| client.ask(&Request::Status, None, None, |_| ())).is_ok()
+            && UnixStream::connect(Layout::node().snapshotter_socket()).is_ok()
     });
     service
 }

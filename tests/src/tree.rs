@@ -46,7 +46,7 @@ pub struct Entry {
 }
 
 impl Tree {
-    /// Reads all of it.
+    /// Reads all of it. The root's own time is left out: containerd unpacks every other directory's.
     ///
     /// # Panics
     /// When something cannot be read.
@@ -71,6 +71,9 @@ impl Tree {
                 // Popped in order, so that the first of several names is the same in each tree.
                 children.sort_unstable_by(|one, other| other.cmp(one));
                 left.append(&mut children);
+            }
+            if name.as_os_str().is_empty() {
+                entry.modified = (0, 0);
             }
             entries.insert(name, entry);
         }
