@@ -83,8 +83,9 @@ fn walk(
     mut visit: impl FnMut(BorrowedFd<'_>, &CStr) -> io::Result<()>,
 ) -> io::Result<Usage> {
     let root = rustix::fs::open(directory, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut usage = Usage { inodes: 1, bytes: bytes_of(&rustix::fs::fstat(&root)?) };
+    // Visited before it is measured: attributes may take a block of their own.
     visit(root.as_fd(), c".")?;
+    let mut usage = Usage { inodes: 1, bytes: bytes_of(&rustix::fs::fstat(&root)?) };
     let mut linked = HashSet::new();
     let mut open = vec![Dir::new(root)?];
     while let Some(current) = open.last_mut() {
@@ -98,6 +99,7 @@ fn walk(
             continue;
         }
         let parent = current.fd()?;
+        visit(parent, name)?;
         let status = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => continue,
             status => status?,
@@ -106,7 +108,6 @@ fn walk(
         if is_directory || status.st_nlink == 1 || linked.insert((status.st_dev, status.st_ino)) {
             usage.inodes += 1;
             usage.bytes += bytes_of(&status);
-            visit(parent, name)?;
         }
         if is_directory {
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
