@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 
+use e2e::command::Outcome;
 use e2e::containerd::{Release, Snapshotter};
-use e2e::node::{Node, On, Parts, on_a_node_of};
+use e2e::node::{Node, On, Parts, on_a_node, on_a_node_of};
 use e2e::recipe::Recipe;
 use e2e::tree::Tree;
 use rstest::rstest;
+use serde_json::Value;
 
 /// The blocks of the disk that the tests are on.
 const BLOCK_BYTES: u64 = 4096;
@@ -162,18 +165,11 @@ fn usage(on: On) -> BTreeMap<String, (u64, u64)> {
     .collect()
 }
 
-/// Expects the same of each of nixenv's snapshots; the built-in snapshotter has the fixture's image besides.
-fn same_usage(node: &Node) {
-    let [overlayfs, nixenv] = both(node).map(usage);
-    assert!(!nixenv.is_empty());
-    for (name, &(bytes, files)) in &nixenv {
-        let &(expected_bytes, expected_files) = overlayfs.get(name).expect("the chains are the same");
-        assert_eq!(files, expected_files, "{name}");
-        assert!(
-            bytes.abs_diff(expected_bytes) <= files * BLOCK_BYTES,
-            "{name}: {bytes}, not {expected_bytes}"
-        );
-    }
+#[track_caller]
+fn same_usage(nixenv: (u64, u64), overlayfs: (u64, u64)) {
+    let ((bytes, files), (expected_bytes, expected_files)) = (nixenv, overlayfs);
+    assert_eq!(files, expected_files);
+    assert!(bytes.abs_diff(expected_bytes) <= files * BLOCK_BYTES, "{bytes}, not {expected_bytes}");
 }
 
 #[rstest]
@@ -193,6 +189,77 @@ fn an_image_is_the_same(#[case] release: Release, #[case] recipe: Recipe) {
         });
         nixenv.is(&overlayfs);
         assert!(nixenv.entries().len() > 250, "that is no image: {nixenv:?}");
-        same_usage(node);
+        let [overlayfs, nixenv] = both(node).map(usage);
+        assert!(!nixenv.is_empty());
+        // The built-in snapshotter has the fixture's image besides.
+        for (name, usage) in nixenv {
+            same_usage(usage, overlayfs[&name]);
+        }
+    });
+}
+
+/// Of every kind of change that overlayfs knows.
+const ODD_CHANGES: &str = r"
+    echo new > /new; mkdir -p /new-directory/below; echo file > /new-directory/below/file
+    echo changed > /whiteouts/kept; echo more >> /block; chmod 600 /empty; chown 5:6 /owners/user; chmod u+s /bin/busybox
+    rm /whiteouts/gone; rm -r /names /gone
+    rm -r /kinds/file; echo file > /kinds/file; rm /kinds/directory; mkdir /kinds/directory; touch /kinds/directory/new
+    rm -r /opaque; mkdir /opaque; echo reborn > /opaque/reborn
+    mv /links/b /links/moved; mv /kinds/link /moved; ln /whiteouts/c /links/another; ln -s /new /link
+    mkfifo /fifo; mknod /device c 1 5
+    echo more >> /attributes/user; echo more >> /attributes/capability; chmod 640 /attributes/many
+    touch -d 2001-02-03 /times/old; truncate -s 20M /sparse-too; rm /one-byte 2> /dev/null || echo back > /one-byte";
+
+const MANY_CHANGES: &str = "
+    echo changed > /version; echo changed > /own/100; rm /own/0 /own/2; mv /own/3 /own/three; echo new > /own/1
+    chmod 700 /own; rm -r /tmp";
+
+/// The digests of an image's layers.
+fn layers(on: On, image: &str) -> Vec<String> {
+    let inspected = on.nerdctl(["image", "inspect", "--mode", "native", image]).succeeds();
+    let inspected: Value = serde_json::from_str(&inspected).expect("it is JSON");
+    let layers = inspected[0]["Manifest"]["layers"].as_array().expect("an image has layers");
+    layers.iter().map(|layer| layer["digest"].as_str().expect("a descriptor has a digest").into()).collect()
+}
+
+/// What is in a layer, whiteouts included.
+fn content(node: &Node, layer: &str) -> Tree {
+    let blob =
+        Path::new("/var/lib/containerd/io.containerd.content.v1.content/blobs").join(layer.replace(':', "/"));
+    let directory = node.directory(layer);
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--gzip", "--same-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"]);
+    Outcome::of(tar.arg("--file").arg(blob).arg("--directory").arg(&directory)).succeeds();
+    Tree::of(&directory).without_times()
+}
+
+#[rstest]
+#[case::of_every_kind(odd(), ODD_CHANGES)]
+#[case::on_128_layers(many_layers(), MANY_CHANGES)]
+fn changes_are_told_and_committed_the_same(#[case] recipe: Recipe, #[case] changes: &str) {
+    on_a_node(|node| {
+        let registry = node.start_registry();
+        let reference = registry.push(&recipe);
+        let [overlayfs, nixenv] = both(node).map(|on| {
+            let name = on.snapshotter().name();
+            let run =
+                ["run", "--quiet", "--detach", "--net", "none", "--name", name, &reference, "sleep", "600"];
+            let container = on.nerdctl(run).succeeds();
+            on.nerdctl(["exec", name, "sh", "-euc", changes]).succeeds();
+            let diff = on.nerdctl(["diff", name]).succeeds();
+            on.nerdctl(["commit", name, name]).succeeds();
+            let committed = format!("docker.io/library/{name}:latest");
+            let mut layers = layers(on, &committed);
+            let layer = layers.pop().expect("one was added");
+            let tree = tree(node, on, &committed).without_times();
+            (diff, layers, content(node, &layer), tree, usage(on)[container.trim()])
+        });
+        assert_eq!(nixenv.0, overlayfs.0);
+        assert!(nixenv.0.contains("\nD "), "nothing was removed:\n{}", nixenv.0);
+        assert_eq!(nixenv.1, overlayfs.1);
+        nixenv.2.is(&overlayfs.2);
+        assert!(nixenv.2.entries().keys().any(|name| name.to_string_lossy().contains(".wh.")));
+        nixenv.3.is(&overlayfs.3);
+        same_usage(nixenv.4, overlayfs.4);
     });
 }
