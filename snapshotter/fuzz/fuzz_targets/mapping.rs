@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nixenv_fuzz::snapshots::id_mapping;
 use nixenv_fuzz::labels;
+use nixenv_fuzz::snapshots::id_mapping;
 
 fuzz_target!(|text: &str| {
     match id_mapping::root_of(&labels(text)) {

@@ -29,7 +29,14 @@ use snapshots::info::{Info, Kind, Labels};
 /// A snapshot with labels.
 pub fn snapshot(labels: Labels) -> Info {
     let now = SystemTime::UNIX_EPOCH;
-    Info { name: "name".into(), parent: String::new(), kind: Kind::Active, labels, created: now, updated: now }
+    Info {
+        name: "name".into(),
+        parent: String::new(),
+        kind: Kind::Active,
+        labels,
+        created: now,
+        updated: now,
+    }
 }
 
 /// The labels `KEY=VALUE` of a text, one a line; below `containerd.io/snapshot/`, where a key begins with `/`.
