@@ -4,6 +4,7 @@
 //! isolation     runs a test again in namespaces, mounts and cgroups of its own, which end with it
 //! node          a node: everything below, started in order
 //! containerd    containerd, of the pinned release or Debian's
+//! buildkit      BuildKit, for `nerdctl build`
 //! cache_server  the binary cache of the test package set, over HTTP on loopback
 //! nix           the node's store, and the Nix daemon
 //! nixenv        the product: its daemon, and its runtime before containerd's
@@ -22,6 +23,7 @@
 //! Nothing here is mocked, and nothing outlives a test: see [`isolation`].
 
 pub mod artifacts;
+pub mod buildkit;
 pub mod cache_server;
 pub mod command;
 pub mod containerd;

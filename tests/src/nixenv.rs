@@ -28,15 +28,19 @@ pub const COMMAND: &str = "/usr/local/bin/nixenv";
 /// Where it puts the daemon.
 const DAEMON: &str = "/usr/local/bin/nixenv-snapshotter";
 
-/// Installs nixenv on the node, and returns the directory that has to stand first on containerd's PATH.
+/// Installs nixenv on the node, for containerd's `transfer` service as well or not, and returns the directory that has
+/// to stand first on containerd's PATH.
 ///
 /// # Panics
 /// When it fails.
 #[must_use]
-pub fn install(release: Release, runtime: &Path) -> PathBuf {
+pub fn install(release: Release, runtime: &Path, transfer: bool) -> PathBuf {
     let mut command = Command::new(artifacts::product().join("nixenv"));
     command.args(["install", "--no-start", "--runtime"]).arg(runtime);
     command.arg("--nixpkgs").arg(nix::package_set()).env("PATH", search_path(&[&release.programs()]));
+    if transfer {
+        command.args(["--default-snapshotter", "transfer"]);
+    }
     Outcome::of(&mut command).succeeds();
     RUNTIME_DIRECTORY.into()
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use environment::layout::Layout;
 
 use crate::artifacts;
+use crate::buildkit;
 use crate::cache_server;
 use crate::command::Outcome;
 use crate::containerd::{Release, Snapshotter, search_path};
@@ -19,7 +20,7 @@ use crate::nix::{self, Store};
 use crate::nixenv::{self, Threads};
 use crate::recorder::{self, Specs};
 use crate::registry::Registry;
-use crate::service::Service;
+use crate::service::{Service, Signal};
 use crate::trace::{Exec, Trace};
 
 /// Which low-level runtime.
@@ -52,6 +53,8 @@ pub struct Parts {
     pub runtime: Runtime,
     /// What its Nix store has at first.
     pub store: Store,
+    /// Whether containerd's transfer service unpacks for nixenv.
+    pub transfer: bool,
     /// Whether the programs that its containerd starts are noted.
     pub traced: bool,
     /// Whether the specs before and after the runtime wrapper are kept.
@@ -68,7 +71,11 @@ pkgs.mkShell { packages = [ pkgs.python3 pkgs.jq ]; GREETING = "hello"; }
 pub struct Node {
     directory: PathBuf,
     parts: Parts,
-    containerd: Service,
+    /// The directory that stands first on containerd's PATH.
+    runtime: PathBuf,
+    /// Variables of containerd.
+    environment: Vec<(&'static str, OsString)>,
+    containerd: Option<Service>,
     nixenv: Option<Nixenv>,
 }
 
@@ -104,7 +111,7 @@ pub fn on_a_node_of(parts: Parts, test: impl FnOnce(&mut Node)) {
         let (cache, nix) = (cache_server::start(directory), nix::start_daemon(directory));
         parts.release.configure();
         let mut inner = parts.runtime.program();
-        let mut runtime = nixenv::install(parts.release, &inner);
+        let mut runtime = nixenv::install(parts.release, &inner, parts.transfer);
         if parts.recorded {
             (runtime, inner) = recorder::install(directory, &runtime, &inner);
         }
@@ -115,8 +122,9 @@ pub fn on_a_node_of(parts: Parts, test: impl FnOnce(&mut Node)) {
             strace: None,
             settings: fs::read_to_string(Layout::node().settings()).expect("nixenv is installed"),
         };
-        let inner = [("NIXENV_RUNTIME", inner.into())];
-        test(&mut Node::start(directory, parts, &runtime, &inner, Some(nixenv)));
+        let environment = vec![("NIXENV_RUNTIME", inner.into())];
+        let (directory, containerd) = (directory.to_owned(), None);
+        test(Node { directory, parts, runtime, environment, containerd, nixenv: Some(nixenv) }.start());
     });
 }
 
@@ -130,24 +138,24 @@ pub fn on_a_plain_node(parts: Parts, test: impl FnOnce(&mut Node)) {
         fs::create_dir_all(&runtime).expect("a directory can be made");
         symlink(parts.runtime.program(), runtime.join("runc")).expect("a link can be made");
         parts.release.configure();
-        test(&mut Node::start(directory, parts, &runtime, &[], None));
+        let (directory, environment) = (directory.to_owned(), Vec::new());
+        test(Node { directory, parts, runtime, environment, containerd: None, nixenv: None }.start());
     });
 }
 
 impl Node {
-    fn start(
-        directory: &Path,
-        parts: Parts,
-        runtime: &Path,
-        environment: &[(&str, OsString)],
-        nixenv: Option<Nixenv>,
-    ) -> Self {
-        let daemon = parts.release.daemon();
-        let mut command = if parts.traced { Trace::new(directory).of(&daemon) } else { Command::new(daemon) };
-        let containerd = parts.release.start(directory, &mut command, runtime, environment);
-        let node = Self { directory: directory.to_owned(), parts, containerd, nixenv };
-        node.load(node.image("busybox"));
-        node
+    fn start(&mut self) -> &mut Self {
+        self.start_containerd();
+        self.load(self.image("busybox"));
+        self
+    }
+
+    fn start_containerd(&mut self) {
+        let release = self.parts.release;
+        let daemon = release.daemon();
+        let mut command = if self.parts.traced { self.trace().of(&daemon) } else { Command::new(daemon) };
+        self.containerd =
+            Some(release.start(&self.directory, &mut command, &self.runtime, &self.environment));
     }
 
     /// Adds lines to the node's settings as they were installed; none gives those back.
@@ -257,10 +265,10 @@ impl Node {
         Registry::start(&self.directory)
     }
 
-    /// The node's containerd.
+    /// Starts BuildKit, which builds on a snapshotter.
     #[must_use]
-    pub fn containerd(&self) -> &Service {
-        &self.containerd
+    pub fn start_buildkit(&self, snapshotter: Snapshotter) -> Service {
+        buildkit::start(&self.directory, snapshotter)
     }
 
     /// Boots a container of the busybox image into a config, runs `script` in it, and removes it.
@@ -274,18 +282,12 @@ impl Node {
     pub fn boot_with(&self, config: &str, options: &[&str], script: &str) -> Outcome {
         let config = format!("nixenv={config}");
         let run = ["run", "--rm", "--net", "none", "--annotation", &config];
-        let boot = || {
+        // What is started again is warm.
+        twice(|| {
             self.nerdctl(
                 run.into_iter().chain(options.iter().copied()).chain(["busybox", "sh", "-c", script]),
             )
-        };
-        let outcome = boot();
-        if outcome.status.success() && outcome.stdout.is_empty() {
-            // nerdctl 2.0 was seen to lose the output of a short process on a busy machine; what was started is warm.
-            println!("no output: once more");
-            return boot();
-        }
-        outcome
+        })
     }
 
     /// Evaluations so far: how often the daemon or its children have started Nix's evaluator.
@@ -330,6 +332,23 @@ impl Node {
 
     fn trace(&self) -> Trace {
         Trace::new(&self.directory)
+    }
+
+    /// Ends containerd by a signal, and starts it again.
+    ///
+    /// # Panics
+    /// When it does not end, or does not start.
+    pub fn restart_containerd(&mut self, signal: Signal) {
+        self.containerd.take().expect("containerd runs").end_by(signal);
+        self.start_containerd();
+    }
+
+    /// Ends nixenv's daemon by a signal.
+    ///
+    /// # Panics
+    /// When it does not run, or does not end.
+    pub fn end_daemon(&mut self, signal: Signal) {
+        self.services().daemon.take().expect("the daemon runs").end_by(signal);
     }
 
     /// Kills nixenv's daemon, if it runs.
@@ -389,6 +408,17 @@ impl Node {
     }
 }
 
+/// Runs a command again that has said nothing: nerdctl 2.0 was seen to lose the output of a short process on a busy
+/// machine.
+fn twice(run: impl Fn() -> Outcome) -> Outcome {
+    let outcome = run();
+    if outcome.status.success() && outcome.stdout.is_empty() {
+        println!("no output: once more");
+        return run();
+    }
+    outcome
+}
+
 /// A node's engines with one of its snapshotters.
 #[derive(Clone, Copy, Debug)]
 pub struct On<'a> {
@@ -407,6 +437,12 @@ impl On<'_> {
     #[must_use]
     pub fn nerdctl<'a>(self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
         self.node.nerdctl(["--snapshotter", self.snapshotter.name()].into_iter().chain(arguments))
+    }
+
+    /// Runs a script that says something in a container.
+    #[must_use]
+    pub fn tell(self, container: &str, script: &str) -> Outcome {
+        twice(|| self.nerdctl(["exec", container, "sh", "-euc", script]))
     }
 
     /// Runs containerd's own client.

@@ -6,6 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
+
 /// No service may take longer to start.
 const START: Duration = Duration::from_secs(30);
 
@@ -76,6 +79,19 @@ impl Service {
     /// Kills it as `kill -9` does, and waits until it is gone.
     pub fn kill(mut self) {
         self.end();
+    }
+
+    /// Sends it a signal that ends it, and waits until it is gone.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn end_by(mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is our child");
+        let deadline = Instant::now() + START;
+        while self.child.try_wait().expect("it is our child").is_none() {
+            assert!(Instant::now() < deadline, "{} has not ended {START:?} after {signal:?}", self.name);
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn end(&mut self) {
