@@ -2,16 +2,19 @@
 //!
 //! SQLite in WAL mode with `synchronous=FULL`: what was acknowledged outlives a power failure. One connection
 //! writes; others read beside it. The rules are those of containerd's `core/snapshots/storage`.
+//!
+//! A removal writes, too, and on a full disk it is what makes room: a file of `RESERVE_BYTES` is given up for it.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 
-use super::error::SnapshotError;
+use super::error::{Code, SnapshotError};
 use super::info::{Info, Kind, Labels};
 
 /// The version of the schema, in `user_version`.
@@ -41,12 +44,16 @@ const MAX_READERS: usize = 4;
 const COLUMNS: &str = "s.id, s.name, coalesce((SELECT p.name FROM snapshots p WHERE p.id = s.parent), ''), \
                        s.kind, s.labels, s.created, s.updated, s.size, s.inodes, s.stub";
 
+/// What the pages of a few transactions take.
+const RESERVE_BYTES: u64 = 256 * 1024;
+
 /// The database.
 #[derive(Debug)]
 pub struct Metadata {
     path: PathBuf,
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
+    has_reserve: AtomicBool,
 }
 
 /// A snapshot, with what only the snapshotter knows.
@@ -113,6 +120,22 @@ pub enum OpenMetadataError {
         /// What SQLite says.
         what: String,
     },
+    /// It is not there, though there are snapshots.
+    #[error(
+        "the database of the snapshots, {path}, is missing or empty, but there are snapshots beside it; nothing was changed. Put \
+         back a copy of it; to start afresh stop containerd, move the directory {} away, and pull the images again",
+        .path.parent().unwrap_or(.path).display()
+    )]
+    Missing {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// It holds something else.
+    #[error("{path} is the database of another program, and not that of the snapshots; put it elsewhere")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
     /// It was written by another version.
     #[error(
         "the database of the snapshots, {path}, is of version {version}, and this daemon knows {VERSION}; install the daemon that wrote it"
@@ -134,32 +157,51 @@ pub enum OpenMetadataError {
 }
 
 impl Metadata {
-    /// Opens the database, and makes one where there is none.
+    /// Opens the database; where there is none, makes one if it `may_create` it.
     ///
     /// # Errors
-    /// When it is damaged or foreign; it is not changed then.
-    pub fn open(path: &Path) -> Result<Self, OpenMetadataError> {
+    /// When it is damaged, foreign or missing; it is not changed then.
+    pub fn open(path: &Path, may_create: bool) -> Result<Self, OpenMetadataError> {
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
                 OpenMetadataError::Damaged { path: path.to_owned(), what: source.to_string() }
             }
             _ => OpenMetadataError::Open { path: path.to_owned(), source },
         };
-        let is_new = fs::metadata(path).map_or(true, |metadata| metadata.len() == 0);
+        let missing = || OpenMetadataError::Missing { path: path.to_owned() };
+        if !may_create && fs::metadata(path).map_or(true, |metadata| metadata.len() == 0) {
+            return Err(missing());
+        }
         let mut writer = Connection::open(path).map_err(failed)?;
-        if !is_new {
-            check(&writer, path, failed)?;
+        check(&writer, path, failed)?;
+        let version = writer.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        // An earlier daemon may have ended before it had made the tables.
+        let is_empty: bool = writer
+            .query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+            .map_err(failed)?;
+        match version {
+            VERSION => {}
+            0 if is_empty && may_create => {}
+            0 if is_empty => return Err(missing()),
+            0 => return Err(OpenMetadataError::Foreign { path: path.to_owned() }),
+            version => return Err(OpenMetadataError::Version { path: path.to_owned(), version }),
         }
         configure(&writer).map_err(failed)?;
         writer.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-        match transaction.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)? {
-            0 => transaction.execute_batch(SCHEMA).map_err(failed)?,
-            VERSION => {}
-            version => return Err(OpenMetadataError::Version { path: path.to_owned(), version }),
+        if is_empty {
+            let transaction =
+                writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+            transaction.execute_batch(SCHEMA).map_err(failed)?;
+            transaction.commit().map_err(failed)?;
         }
-        transaction.commit().map_err(failed)?;
-        Ok(Self { path: path.to_owned(), writer: Mutex::new(writer), readers: Mutex::default() })
+        let metadata = Self {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+            readers: Mutex::default(),
+            has_reserve: AtomicBool::default(),
+        };
+        metadata.fill_reserve();
+        Ok(metadata)
     }
 
     /// Adds an active snapshot or a view; `id` was never used before.
@@ -257,22 +299,20 @@ impl Metadata {
         })
     }
 
-    /// Removes a snapshot that has no children.
+    /// Removes a snapshot that has no children; also on a full disk.
     ///
     /// # Errors
     /// When there is none, or it has children.
     pub fn remove(&self, key: &str) -> Result<Record, SnapshotError> {
-        self.write(|transaction| {
-            let record = load(transaction, key)?;
-            if transaction
-                .prepare_cached("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1")?
-                .exists([record.id])?
-            {
-                return Err(SnapshotError::HasChildren(key.to_owned()));
+        let removed = match self.write(|transaction| remove(transaction, key)) {
+            Err(error) if error.code() == Code::ResourceExhausted => {
+                self.spend_reserve();
+                self.write(|transaction| remove(transaction, key))
             }
-            transaction.prepare_cached("DELETE FROM snapshots WHERE id = ?")?.execute([record.id])?;
-            Ok(record)
-        })
+            removed => removed,
+        };
+        self.fill_reserve();
+        removed
     }
 
     /// Changes labels; without field paths, all of them.
@@ -382,6 +422,36 @@ impl Metadata {
         Ok(result)
     }
 
+    /// Makes room on a full disk: the log is written from its start again, and may grow where the reserve was.
+    fn spend_reserve(&self) {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writer.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()));
+        let _ = fs::remove_file(self.reserve());
+        self.has_reserve.store(false, Ordering::Relaxed);
+    }
+
+    /// Takes the room back, as soon as there is any.
+    fn fill_reserve(&self) {
+        if self.has_reserve.load(Ordering::Relaxed) {
+            return;
+        }
+        let path = self.reserve();
+        let filled = File::create(&path).and_then(|file| {
+            Ok(rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)?)
+        });
+        match filled {
+            Ok(()) => self.has_reserve.store(true, Ordering::Relaxed),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                tracing::warn!(path = %path.display(), %error, "cannot reserve disk space for removals");
+            }
+        }
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.path.with_extension("reserve")
+    }
+
     fn read<T>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, SnapshotError>,
@@ -425,6 +495,15 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)
+}
+
+fn remove(transaction: &Transaction<'_>, key: &str) -> Result<Record, SnapshotError> {
+    let record = load(transaction, key)?;
+    if transaction.prepare_cached("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1")?.exists([record.id])? {
+        return Err(SnapshotError::HasChildren(key.to_owned()));
+    }
+    transaction.prepare_cached("DELETE FROM snapshots WHERE id = ?")?.execute([record.id])?;
+    Ok(record)
 }
 
 fn check_free(connection: &Connection, name: &str) -> Result<(), SnapshotError> {

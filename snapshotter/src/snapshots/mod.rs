@@ -15,6 +15,7 @@
 //! ```text
 //! /var/lib/nixenv/snapshotter/   the root, 0700
 //!   metadata.db                  the database
+//!   metadata.reserve             room that a full disk leaves it for removals
 //!   snapshots/                   a directory for each snapshot
 //!   masks/                       what hides the rest of /nix from a container
 //!   nix                          a link to /nix, for short mount options
@@ -79,16 +80,6 @@ pub enum OpenSnapshotsError {
     /// The file system does not say what kind of file an entry is.
     #[error("the file system of {0} does not support d_type, which overlayfs needs; make xfs with ftype=1")]
     NoFileTypes(PathBuf),
-    /// The directories are there, and the database is not.
-    #[error(
-        "the database of the snapshots, {path}, is missing, but there are snapshots beside it; nothing was changed. Put back a \
-         copy of it; to start afresh stop containerd, move the directory {} away, and pull the images again",
-        .path.parent().unwrap_or(.path).display()
-    )]
-    NoMetadata {
-        /// Where it was.
-        path: PathBuf,
-    },
     /// The database cannot be used.
     #[error(transparent)]
     Metadata(OpenMetadataError),
@@ -119,10 +110,7 @@ impl Snapshots {
         }
         let database = root.join("metadata.db");
         let is_empty = fs::read_dir(&snapshots).map_err(failed("list", &snapshots))?.next().is_none();
-        if !is_empty && !fs::exists(&database).map_err(failed("examine", &database))? {
-            return Err(OpenSnapshotsError::NoMetadata { path: database });
-        }
-        let metadata = Metadata::open(&database).map_err(OpenSnapshotsError::Metadata)?;
+        let metadata = Metadata::open(&database, is_empty).map_err(OpenSnapshotsError::Metadata)?;
         let (known, last) = metadata.ids().map_err(OpenSnapshotsError::Recover)?;
         let directories = Directories::open(&snapshots, last).map_err(failed("list", &snapshots))?;
         for id in directories.recover(&known).map_err(OpenSnapshotsError::Recover)? {
