@@ -130,7 +130,7 @@ func TestFilters(t *testing.T) {
 			{`labels.line=="one\ntwo"`}, {`labels.line~=/one.two/`}, {`labels.line~="one(?s:.)two"`}, {`labels.line~="^two"`}, {`labels.line~="(?m)^two"`},
 			{`labels.tab=="\t"`}, {`labels.tab~=\s`}, {`labels.tab=="\x09"`}, {`labels.tab=="\u0009"`}, {`labels.tab=="\011"`},
 			{`labels."ünïcode"==K`}, {"labels.ünïcode"}, {`labels."\u00fcn\u00efcode"`}, {`labels."\xc3\xbcn\u00efcode"`}, {`labels.kelvin~=(?i)k`},
-			{`labels."long s"~=(?i)s`}, {`labels.digit~=\pN`}, 
+			{`labels."long s"~=(?i)s`}, {`labels.digit~=\pN`},
 			{`labels.digit~=[[:alnum:]]`}, {`labels.kelvin~=\bK`}, {`labels.upper~=(?i)abc`}, {`labels.upper~=(?i:ABC)`},
 			{`labels.nul=="a\x00b"`}, {`labels.nul~=a.b`}, {`labels.nul=="a\000b"`},
 			{`labels.re~=a{3}`}, {`labels.re~="a{2,}"`}, {`labels.re~=/a{1,2}/`}, {"labels.re~=a{1001}"}, {"labels.re~=a{1000}"}, {"labels.re~=a{,2}"},
