@@ -5,65 +5,65 @@
 //! the directories that they lie in.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use environment::store_path::StorePath;
-use rustix::fs::{AtFlags, CWD, Dir, FileType};
+use rustix::fs::{CWD, Dir};
 use rustix::io::Errno;
 
 use super::stub::open_directory;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// Where the layer in `directory` would hide one of `paths` that lies below it.
-pub(super) fn in_layer_above(directory: &Path, paths: &[StorePath]) -> io::Result<Option<PathBuf>> {
-    let store = match entries(directory)? {
-        Entries::Hidden(path) => return Ok(Some(path)),
-        Entries::Absent => return Ok(None),
-        Entries::Present(store) => store,
-    };
-    let mut names: Option<HashSet<&str>> = None;
-    for entry in Dir::read_from(&store)? {
+/// The directory of store paths in a plain layer.
+#[derive(Debug)]
+pub(super) struct Entries {
+    /// It, if there is one.
+    pub directory: Option<OwnedFd>,
+    /// What hides all store paths of layers below: the directory itself when it is opaque, or something in its place.
+    pub hiding: Option<PathBuf>,
+}
+
+impl Entries {
+    /// Finds them in the layer with this content.
+    pub(super) fn of(content: &Path) -> io::Result<Self> {
+        let mut directory = open_directory(CWD, content)?;
+        let mut path = content.to_owned();
+        let mut hiding = None;
+        for name in ["nix", "store"] {
+            path.push(name);
+            directory = match open_directory(directory.as_fd(), name) {
+                Ok(directory) => directory,
+                Err(Errno::NOENT) => return Ok(Self { directory: None, hiding }),
+                // A file; a link, which is not followed.
+                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Self { directory: None, hiding: Some(path) }),
+                Err(error) => return Err(error.into()),
+            };
+            if is_opaque(directory.as_fd())? {
+                hiding.get_or_insert_with(|| path.clone());
+            }
+        }
+        Ok(Self { directory: Some(directory), hiding })
+    }
+}
+
+/// What in the layer with this content hides one of `paths` in a layer below, or adds to it.
+pub(super) fn find(content: &Path, paths: &[StorePath]) -> io::Result<Option<PathBuf>> {
+    let entries = Entries::of(content)?;
+    let (None, Some(directory)) = (&entries.hiding, entries.directory) else { return Ok(entries.hiding) };
+    let names: HashSet<&[u8]> = paths.iter().map(|path| path.base_name().as_bytes()).collect();
+    for entry in Dir::new(directory)? {
         let entry = entry?;
-        let names = names.get_or_insert_with(|| paths.iter().map(StorePath::base_name).collect());
-        if entry.file_name().to_str().is_ok_and(|name| names.contains(name)) {
-            return Ok(Some(directory.join("nix/store").join(entry.file_name().to_string_lossy().as_ref())));
+        let name = entry.file_name().to_bytes();
+        if names.contains(name) {
+            return Ok(Some(content.join("nix/store").join(OsStr::from_bytes(name))));
         }
     }
     Ok(None)
-}
-
-/// The directory of store paths in a layer.
-pub(super) enum Entries {
-    /// It has none.
-    Absent,
-    /// This path of it hides all store paths of layers below.
-    Hidden(PathBuf),
-    /// It has one, under which those of layers below show, too.
-    Present(OwnedFd),
-}
-
-/// Finds the directory of store paths in a layer.
-pub(super) fn entries(layer: &Path) -> io::Result<Entries> {
-    let mut directory = open_directory(CWD, layer)?;
-    let mut path = layer.to_owned();
-    for name in ["nix", "store"] {
-        path.push(name);
-        match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(Entries::Absent),
-            Ok(status) if FileType::from_raw_mode(status.st_mode) != FileType::Directory => {
-                return Ok(Entries::Hidden(path));
-            }
-            result => drop(result?),
-        }
-        directory = open_directory(directory.as_fd(), name)?;
-        if is_opaque(directory.as_fd())? {
-            return Ok(Entries::Hidden(path));
-        }
-    }
-    Ok(Entries::Present(directory))
 }
 
 fn is_opaque(directory: BorrowedFd<'_>) -> io::Result<bool> {

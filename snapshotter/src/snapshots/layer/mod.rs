@@ -38,11 +38,11 @@ mod tests;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use environment::layout::Layout;
-use environment::store_path::StorePath;
+use environment::store_path::{STORE_DIR, StorePath};
 use rustix::fs::{AtFlags, Dir, FileType, Timespec, Timestamps};
 
 pub use closure::{ReadListError, RealiseError};
@@ -187,18 +187,13 @@ impl StoreLayers {
         if !is_store_only || find_hiding(ancestors, &paths)?.is_some() {
             return Ok(false);
         }
-        let path = dir.join("stub");
-        let stub = Stub::open(&path, &store).map_err(LayerError::Stub)?;
-        for path in &paths {
-            stub.add(path).map_err(LayerError::Stub)?;
+        match self.build(dir, &paths) {
+            Err(error @ LayerError::NotShown) => {
+                tracing::warn!(chain_id, "a layer is unpacked: {error}");
+                Ok(false)
+            }
+            built => built.map(|()| true),
         }
-        stub.finish().map_err(LayerError::Stub)?;
-        let is_shown = self.is_shown(&path, &paths)?;
-        if !is_shown {
-            tracing::warn!(chain_id, "a layer is unpacked: {}", LayerError::NotShown);
-            fs::remove_dir_all(&path).map_err(LayerError::at("remove", &path))?;
-        }
-        Ok(is_shown)
     }
 
     /// Moves the mount points of a layer that has been unpacked from its content, `dir/fs`, to a stub, and says whether
@@ -226,44 +221,53 @@ impl StoreLayers {
         dir: &Path,
         ancestors: &[PathBuf],
     ) -> Result<bool, LayerError> {
-        let (content, stub) = (dir.join("fs"), dir.join("stub"));
-        let found = hidden::entries(&content).map_err(LayerError::at("examine", &content))?;
-        let points = match &found {
-            Entries::Present(entries) => {
-                MountPoints::find(entries.as_fd()).map_err(LayerError::at("read", &content))?
-            }
-            Entries::Absent | Entries::Hidden(_) => MountPoints::default(),
-        };
-        let paths = match self.realise(named, id)? {
-            Ok(paths) => paths,
+        match self.realise(named, id)? {
+            Ok(paths) => self.take_over(&paths, dir, ancestors),
             Err(source) => {
-                return match points.empty.into_iter().next() {
+                let points = MountPoints::of(&dir.join("fs"))?;
+                match points.empty.into_iter().next() {
                     Some(path) if !points.has_content => Err(LayerError::Unrealised { path, source }),
                     _ => Ok(false),
-                };
+                }
             }
+        }
+    }
+
+    /// Makes a stub of those mount points of an unpacked layer that are for `paths`, which are valid.
+    fn take_over(&self, paths: &[StorePath], dir: &Path, ancestors: &[PathBuf]) -> Result<bool, LayerError> {
+        let points = MountPoints::of(&dir.join("fs"))?;
+        let paths: HashSet<&StorePath> = paths.iter().collect();
+        let empty: Vec<StorePath> = points.empty.into_iter().filter(|path| paths.contains(path)).collect();
+        let Some(entries) = points.entries.filter(|_| !empty.is_empty()) else {
+            // An attempt before this one may have come to its end.
+            let stub = dir.join("stub");
+            return stub.try_exists().map_err(LayerError::at("examine", &stub));
         };
-        let paths: HashSet<StorePath> = paths.into_iter().collect();
-        let points: Vec<StorePath> = points.empty.into_iter().filter(|path| paths.contains(path)).collect();
-        let was_begun = stub.try_exists().map_err(LayerError::at("examine", &stub))?;
-        let (Entries::Present(entries), false) = (found, points.is_empty()) else {
-            return Ok(was_begun);
+        let hiding = match points.hiding {
+            None => find_hiding(ancestors, &empty)?,
+            hiding => hiding,
         };
-        if let Some(path) = find_hiding(ancestors, &points)? {
+        if let Some(path) = hiding {
             return Err(LayerError::Hidden { path });
         }
-        let store = self.layout.store();
-        let new = Stub::open(&stub, &store).map_err(LayerError::Stub)?;
-        for point in &points {
-            new.add(point).map_err(LayerError::Stub)?;
-        }
-        new.finish().map_err(LayerError::Stub)?;
-        if !self.is_shown(&stub, &points)? {
-            fs::remove_dir_all(&stub).map_err(LayerError::at("remove", &stub))?;
-            return Err(LayerError::NotShown);
-        }
-        remove_all(entries.as_fd(), &points).map_err(LayerError::at("remove mount points from", &content))?;
+        self.build(dir, &empty)?;
+        remove_all(entries.as_fd(), &empty).map_err(LayerError::at("remove mount points from", dir))?;
         Ok(true)
+    }
+
+    /// Makes or completes the stub in `dir`.
+    fn build(&self, dir: &Path, paths: &[StorePath]) -> Result<(), LayerError> {
+        let path = dir.join("stub");
+        let stub = Stub::open(&path, &self.layout.store()).map_err(LayerError::Stub)?;
+        for path in paths {
+            stub.add(path).map_err(LayerError::Stub)?;
+        }
+        stub.finish().map_err(LayerError::Stub)?;
+        if shown::through(&path, &self.nix(), paths).map_err(LayerError::at("mount", &path))? {
+            return Ok(());
+        }
+        fs::remove_dir_all(&path).map_err(LayerError::at("remove", &path))?;
+        Err(LayerError::NotShown)
     }
 
     /// Removes the GC roots of a snapshot, if it has any.
@@ -290,10 +294,6 @@ impl StoreLayers {
 
     fn nix(&self) -> PathBuf {
         self.layout.prefix().join("nix")
-    }
-
-    fn is_shown(&self, stub: &Path, paths: &[StorePath]) -> Result<bool, LayerError> {
-        shown::through(stub, &self.nix(), paths).map_err(LayerError::at("mount", stub))
     }
 
     /// Makes a layer; unless it has a stub it keeps no GC roots.
@@ -342,7 +342,7 @@ impl StoreLayers {
 fn find_hiding(ancestors: &[PathBuf], paths: &[StorePath]) -> Result<Option<PathBuf>, LayerError> {
     for ancestor in ancestors {
         let content = ancestor.join("fs");
-        let found = hidden::in_layer_above(&content, paths).map_err(LayerError::at("examine", &content))?;
+        let found = hidden::find(&content, paths).map_err(LayerError::at("examine", &content))?;
         if found.is_some() {
             return Ok(found);
         }
@@ -353,19 +353,35 @@ fn find_hiding(ancestors: &[PathBuf], paths: &[StorePath]) -> Result<Option<Path
 /// The store paths in the content of a layer.
 #[derive(Debug, Default)]
 struct MountPoints {
+    /// The directory that they lie in.
+    entries: Option<OwnedFd>,
     /// Those that are empty directories or files.
     empty: Vec<StorePath>,
     /// Whether there are others.
     has_content: bool,
+    /// What of the layer itself would hide a stub.
+    hiding: Option<PathBuf>,
 }
 
 impl MountPoints {
-    fn find(entries: BorrowedFd<'_>) -> rustix::io::Result<Self> {
-        let mut points = Self::default();
+    fn of(content: &Path) -> Result<Self, LayerError> {
+        let find = || -> io::Result<Self> {
+            let Entries { directory, hiding } = Entries::of(content)?;
+            let mut points = Self { hiding, ..Self::default() };
+            if let Some(entries) = directory {
+                points.list(entries.as_fd())?;
+                points.entries = Some(entries);
+            }
+            Ok(points)
+        };
+        find().map_err(LayerError::at("examine", content))
+    }
+
+    fn list(&mut self, entries: BorrowedFd<'_>) -> rustix::io::Result<()> {
         for entry in Dir::read_from(entries)? {
             let entry = entry?;
             let name = entry.file_name();
-            let path = name.to_str().ok().and_then(|name| format!("/nix/store/{name}").parse().ok());
+            let path = name.to_str().ok().and_then(|name| format!("{STORE_DIR}/{name}").parse().ok());
             let Some(path) = path else { continue };
             let status = rustix::fs::statat(entries, name, AtFlags::SYMLINK_NOFOLLOW)?;
             let is_empty = match FileType::from_raw_mode(status.st_mode) {
@@ -377,11 +393,11 @@ impl MountPoints {
                 _ => false,
             };
             match is_empty {
-                true => points.empty.push(path),
-                false => points.has_content = true,
+                true => self.empty.push(path),
+                false => self.has_content = true,
             }
         }
-        Ok(points)
+        Ok(())
     }
 }
 
