@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use environment::hits;
 use environment::hold::{self, Held, Hold};
 use environment::inject::{Injection, Poststop, check_mounts, inject_into_spec};
 use environment::key::ViewId;
@@ -53,6 +54,10 @@ pub fn prepare(line: &CommandLine, create: &Create, log: &Log) -> anyhow::Result
     let container = hold::name_of(line.root.as_deref(), &create.id);
     let held = Held { id: create.id.clone(), bundle: bundle.clone(), key: manifest.key, view: manifest.view };
     let hold = Hold::acquire(&layout, container, &held)?;
+    if resolved.hit {
+        // A start does not fail for the sake of a count.
+        let _ = hits::add(&layout);
+    }
     let store = store_to_show(&layout, request.store, &manifest.view, &places, &hold)?;
     let injection = Injection {
         key: manifest.key,

@@ -26,6 +26,7 @@ mod service;
 mod show;
 mod snapshots;
 mod statistics;
+mod status;
 mod table;
 mod uninstall;
 mod warm;
@@ -45,6 +46,7 @@ enum Command {
     Install(install::Install),
     Uninstall(uninstall::Uninstall),
     Doctor(doctor::Doctor),
+    Status(status::Status),
     Warm(warm::Warm),
     Show(show::Show),
     List(list::List),
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Install(command) => command.run(),
         Command::Uninstall(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Status(command) => command.run(),
         Command::Warm(command) => command.run(),
         Command::Show(command) => command.run(),
         Command::List(command) => command.run(),

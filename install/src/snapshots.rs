@@ -20,8 +20,8 @@ pub struct Contents {
     pub containers: Vec<String>,
     /// The images that are unpacked there.
     pub images: Vec<String>,
-    /// Layers.
-    pub layers: usize,
+    /// Snapshots of all kinds.
+    pub snapshots: usize,
 }
 
 /// Where the snapshots are.
@@ -43,13 +43,16 @@ pub fn contents() -> Result<Vec<Contents>> {
     let mut all = Vec::new();
     for namespace in ctr("default", &["namespaces", "list", "--quiet"])?.lines() {
         let listed = ctr(namespace, &["snapshots", "--snapshotter", SNAPSHOTTER, "list"])?;
-        let (containers, layers) = parse_snapshots(&listed);
-        if containers.is_empty() && layers == 0 {
+        let keys: Vec<_> = keys(&listed).collect();
+        if keys.is_empty() {
             continue;
         }
+        let known = ctr(namespace, &["containers", "list", "--quiet"])?;
+        // Who looks into an image makes snapshots for that, too.
+        let containers = known.lines().filter(|id| keys.contains(id)).map(str::to_owned).collect();
         let checked = ctr(namespace, &["images", "check", "--snapshotter", SNAPSHOTTER])?;
         let images = parse_images(&checked);
-        all.push(Contents { namespace: namespace.to_owned(), containers, images, layers });
+        all.push(Contents { namespace: namespace.to_owned(), containers, images, snapshots: keys.len() });
     }
     Ok(all)
 }
@@ -58,19 +61,9 @@ fn ctr(namespace: &str, arguments: &[&str]) -> Result<String> {
     nix::output("ctr", ["--namespace", namespace].iter().chain(arguments)).context("cannot ask containerd")
 }
 
-/// Containers and the number of layers in what `ctr snapshots list` prints: key, parent and kind. containerd unpacks in
-/// active snapshots whose names begin with `extract-`.
-fn parse_snapshots(listed: &str) -> (Vec<String>, usize) {
-    let (mut containers, mut layers) = (vec![], 0);
-    for line in listed.lines().skip(1) {
-        let mut fields = line.split_whitespace();
-        match (fields.next(), fields.next_back()) {
-            (Some(_), Some("Committed")) => layers += 1,
-            (Some(key), Some(_)) if !key.starts_with("extract-") => containers.push(key.to_owned()),
-            _ => {}
-        }
-    }
-    (containers, layers)
+/// The keys in what `ctr snapshots list` prints: key, parent and kind.
+fn keys(listed: &str) -> impl Iterator<Item = &str> {
+    listed.lines().skip(1).filter_map(|line| line.split_whitespace().next())
 }
 
 /// The images that are unpacked in what `ctr images check` prints: names first, `true` or `false` last.
@@ -81,8 +74,8 @@ fn parse_images(checked: &str) -> Vec<String> {
 
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { namespace, containers, images, layers } = self;
-        writeln!(f, "  namespace {namespace}: {layers} layers")?;
+        let Self { namespace, containers, images, snapshots } = self;
+        writeln!(f, "  namespace {namespace}: {snapshots} snapshots")?;
         for container in containers {
             writeln!(f, "    container {container}: nerdctl --namespace {namespace} rm --force {container}")?;
         }
@@ -96,17 +89,6 @@ impl fmt::Display for Contents {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn containers_are_told_from_layers_and_from_layers_that_are_being_unpacked() {
-        let listed = "KEY                 PARENT              KIND      \n\
-            sha256:aa                               Committed \n\
-            sha256:bb           sha256:aa           Committed \n\
-            extract-1-x sha256:cc  sha256:bb           Active    \n\
-            web                 sha256:bb           Active    \n\
-            look                sha256:bb           View      \n";
-        assert_eq!(parse_snapshots(listed), (vec!["web".to_owned(), "look".to_owned()], 2));
-    }
 
     #[test]
     fn images_that_are_unpacked_are_told_from_others() {

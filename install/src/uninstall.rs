@@ -68,12 +68,16 @@ impl Uninstall {
         } else {
             remove(&Receipt::path(&layout))?;
             remove_all(&change::backups(&layout))?;
-            match fs::remove_dir(layout.state()) {
-                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-                    let state = layout.state();
+            let state = layout.state();
+            match fs::remove_dir(&state) {
+                Err(error) if error.kind() == ErrorKind::ResourceBusy && entries(&state)?.is_empty() => {}
+                // A mount point is busy before it is found not to be empty.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) =>
+                {
                     say!("kept: the environments and snapshots in {}; --purge removes them", state.display());
                 }
-                outcome => absent_is_fine(outcome, &layout.state())?,
+                outcome => absent_is_fine(outcome, &state)?,
             }
         }
         say!("nixenv is no longer installed on this node");

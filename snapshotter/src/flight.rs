@@ -53,6 +53,13 @@ impl Flights {
     }
 }
 
+impl Flights {
+    /// How many pieces of work are under way.
+    pub fn count(&self) -> usize {
+        lock(&self.0).len()
+    }
+}
+
 impl Flight {
     /// Tells those who wait how far the work is, unless they know.
     pub fn report(&self, progress: Progress) {

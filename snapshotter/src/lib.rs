@@ -18,6 +18,7 @@
 //! diagnostics        Nix's messages, in the user's terms
 //! image_environment  what containerd knows of a container's image
 //! snapshots          containerd's snapshots service
+//! metrics            what is counted and measured, for Prometheus
 //! logging            where the daemon's own messages go
 //! ```
 
@@ -29,6 +30,7 @@ mod evaluate;
 mod flight;
 mod image_environment;
 mod logging;
+mod metrics;
 mod nix;
 mod publish;
 mod realise;

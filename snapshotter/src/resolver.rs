@@ -13,16 +13,16 @@ use std::time::{Instant, SystemTime};
 
 use environment::cache::{self, PublishError};
 use environment::digest::Digest;
+use environment::hits;
 use environment::key::{Key, World};
 use environment::layout::Layout;
 use environment::manifest::{Manifest, ShellHook};
-use environment::protocol::{Progress, Resolve, Status};
+use environment::protocol::{Environments, Progress, Resolve, Status};
 use environment::settings::{LoadSettingsError, Settings};
 use environment::snapshot::Observation;
 use environment::store_path::StorePath;
 use rustix::fs::SealFlags;
 
-use crate::baseline;
 use crate::evaluate::{Config, EvaluateError, max_archive_bytes};
 use crate::flight::{Flight, Flights, Slots};
 use crate::nix::{Account, Nix, NixError, Node};
@@ -30,6 +30,7 @@ use crate::publish::{self, PublishEnvironmentError};
 use crate::realise::{self, RealiseError};
 use crate::scratch::{Scratch, ScratchError};
 use crate::variables::{self, BuildEnvironment, VariablesError};
+use crate::{baseline, logging, metrics};
 
 /// What resolves configs on this node.
 #[derive(Debug)]
@@ -40,7 +41,9 @@ pub struct Resolver {
     slots: Slots,
     /// Held by whoever changes what is published.
     publishing: Mutex<()>,
+    started: Instant,
     evaluations: AtomicU64,
+    misses: AtomicU64,
     waiting: AtomicU64,
 }
 
@@ -135,7 +138,9 @@ impl Resolver {
             flights: Arc::default(),
             slots: Slots::default(),
             publishing: Mutex::default(),
+            started: Instant::now(),
             evaluations: AtomicU64::default(),
+            misses: AtomicU64::default(),
             waiting: AtomicU64::default(),
         }
     }
@@ -148,13 +153,25 @@ impl Resolver {
         self.node.nix()
     }
 
-    /// What the daemon is doing.
+    /// What the daemon is doing, without its snapshots.
     pub fn status(&self) -> Status {
+        // A damaged manifest is no environment; who looks it up is told.
+        let cached = cache::list(&self.layout).unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nix_version: self.node.known().map(|nix| nix.facts.nix_version.clone()).unwrap_or_default(),
+            up_seconds: self.started.elapsed().as_secs(),
             evaluations: self.evaluations.load(Ordering::Relaxed),
+            in_flight: self.flights.count() as u64,
             waiting: self.waiting.load(Ordering::Relaxed),
+            environments: Environments {
+                count: cached.len() as u64,
+                bytes: cached.iter().map(|manifest| manifest.closure_bytes).sum(),
+                hits: hits::count(&self.layout),
+                misses: self.misses.load(Ordering::Relaxed),
+            },
+            errors: logging::latest_errors(),
+            ..Status::default()
         }
     }
 
@@ -168,6 +185,7 @@ impl Resolver {
         snapshot: Option<OwnedFd>,
         listen: impl FnMut(Progress) -> io::Result<()>,
     ) -> Result<(Key, bool), ResolveError> {
+        self.misses.fetch_add(1, Ordering::Relaxed);
         let settings = Settings::load(&self.layout.settings()).map_err(ResolveError::Settings)?;
         let nix = self.node.nix().map_err(ResolveError::Nix)?;
         let archive = receive(snapshot, max_archive_bytes(&settings))?;
@@ -175,6 +193,7 @@ impl Resolver {
         let config = Config { digest: Digest::of(&archive), origin, entry, attr, archive };
         let world = World { settings: &settings, node: &nix.facts, attr: config.attr.as_deref() };
         let key = world.key(&config.digest, &config.entry);
+        tracing::Span::current().record("origin", &config.origin).record("key", tracing::field::display(key));
         let name =
             Path::new(&config.entry).file_name().and_then(|name| name.to_str()).unwrap_or(&config.entry);
         let selector = inputs
@@ -205,9 +224,10 @@ impl Resolver {
         nix: Arc<Nix>,
         listen: impl FnMut(Progress) -> io::Result<()>,
     ) -> Result<bool, ResolveError> {
-        let resolver = Arc::clone(self);
+        let (resolver, request) = (Arc::clone(self), tracing::Span::current());
         let work = move |flight: &Flight| {
-            let _span = tracing::info_span!("resolve", origin = config.origin, %key).entered();
+            let _span =
+                tracing::info_span!(parent: &request, "resolve", origin = config.origin, %key).entered();
             resolver.work(key, &config, &settings, &nix, flight).map_err(|error| {
                 let message = message_of(error);
                 tracing::warn!("{message}");
@@ -241,9 +261,10 @@ impl Resolver {
         let started = Instant::now();
         flight.report(at("evaluate", ""));
         self.evaluations.fetch_add(1, Ordering::Relaxed);
-        let evaluated = config
-            .evaluate(nix, settings, &mut scratch, |line| flight.report(at("evaluate", line)))
-            .map_err(ResolveError::Evaluate)?;
+        let evaluated =
+            config.evaluate(nix, settings, &mut scratch, |line| flight.report(at("evaluate", line)));
+        metrics::evaluated(evaluated.is_ok(), started.elapsed());
+        let evaluated = evaluated.map_err(ResolveError::Evaluate)?;
         let evaluation_ms = milliseconds(started);
 
         let started = Instant::now();
@@ -251,6 +272,7 @@ impl Resolver {
         let realised = realise::realise(nix, settings, &scratch, &evaluated.environment, |progress| {
             flight.report(progress);
         });
+        metrics::built(realised.is_ok(), started.elapsed());
         let realised = realised.map_err(|error| {
             ResolveError::Realise(match error {
                 RealiseError::Refused { messages } => {

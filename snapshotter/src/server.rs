@@ -8,11 +8,12 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use environment::layout::Layout;
-use environment::protocol::{self, Request, Response};
+use environment::protocol::{self, Request, Response, Status};
 use environment::settings::Settings;
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit};
@@ -21,11 +22,14 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
+use tracing::field;
 use tracing::level_filters::LevelFilter;
 
+use crate::logging::Format;
+use crate::metrics::listener::Place;
 use crate::resolver::{Resolver, message_of};
 use crate::snapshots::{Snapshots, service};
-use crate::{image_environment, logging, startup};
+use crate::{image_environment, logging, metrics, startup};
 
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 256;
@@ -34,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long requests of containerd may take that are under way when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// The requests so far, of all peers.
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
+
 /// The daemon of nixenv: resolves configs into environments.
 #[derive(Debug, clap::Parser)]
 #[command(version)]
@@ -41,6 +48,9 @@ pub struct Arguments {
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, default_value = "info")]
     log_level: LevelFilter,
+    /// How it is written to standard error; the journal has a form of its own
+    #[arg(long, value_enum, default_value_t)]
+    log_format: Format,
     /// Puts everything below this directory, which is not / in tests only
     #[arg(long, value_name = "DIRECTORY", default_value = "/")]
     prefix: PathBuf,
@@ -64,7 +74,7 @@ pub enum Confined {
 /// # Errors
 /// When it cannot start: another daemon runs, or a directory cannot be made.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    logging::start(arguments.log_level);
+    logging::start(arguments.log_level, arguments.log_format);
     let layout = Layout::under(&arguments.prefix);
     raise_descriptor_limit();
     let _lock = lock(&layout)?;
@@ -74,6 +84,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         tracing::warn!("{:#}", anyhow::Error::new(error));
     }
     let settings = Settings::load(&layout.settings())?;
+    let place = Place::new(&settings.metrics, &layout)?;
     let snapshots = Arc::new(Snapshots::open(&layout, &settings.snapshotter)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -81,9 +92,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let result = runtime.block_on(serve(&layout, &resolver, snapshots));
+    let result = runtime.block_on(serve(&layout, &resolver, snapshots, place));
     let _ = fs::remove_file(layout.socket());
     let _ = fs::remove_file(layout.snapshotter_socket());
+    let _ = fs::remove_file(layout.metrics_socket());
     // What is under way ends with this process: its children are killed with their parent.
     runtime.shutdown_background();
     result
@@ -114,12 +126,24 @@ fn lock(layout: &Layout) -> anyhow::Result<File> {
     Ok(file)
 }
 
-async fn serve(layout: &Layout, resolver: &Arc<Resolver>, snapshots: Arc<Snapshots>) -> anyhow::Result<()> {
+async fn serve(
+    layout: &Layout,
+    resolver: &Arc<Resolver>,
+    snapshots: Arc<Snapshots>,
+    place: Place,
+) -> anyhow::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (listener, for_containerd) = (listen(&layout.socket())?, listen(&layout.snapshotter_socket())?);
+    let daemon = Daemon { resolver: Arc::clone(resolver), snapshots: Arc::clone(&snapshots) };
     let (stop, stopped) = oneshot::channel::<()>();
     let mut service = tokio::spawn(service::serve(snapshots, for_containerd, async { drop(stopped.await) }));
+    let told = daemon.clone();
+    tokio::spawn(async move {
+        if let Err(error) = metrics::listener::serve(place.clone(), move || told.status()).await {
+            tracing::error!(%error, ?place, "metrics cannot be told");
+        }
+    });
     if let Err(error) = notify_ready() {
         tracing::warn!(%error, "cannot tell the service manager that the daemon is ready");
     }
@@ -146,9 +170,9 @@ async fn serve(layout: &Layout, resolver: &Arc<Resolver>, snapshots: Arc<Snapsho
                 continue;
             }
         };
-        let (resolver, handle) = (Arc::clone(resolver), Handle::current());
+        let (daemon, handle) = (daemon.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = converse(stream, &resolver, &handle) {
+            if let Err(error) = converse(stream, &daemon, &handle) {
                 tracing::debug!(%error, "a connection ended");
             }
             drop(permit);
@@ -178,8 +202,26 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// What requests are about.
+#[derive(Clone)]
+struct Daemon {
+    resolver: Arc<Resolver>,
+    snapshots: Arc<Snapshots>,
+}
+
+impl Daemon {
+    /// What the daemon is doing.
+    fn status(&self) -> Status {
+        let snapshots = self.snapshots.summary().unwrap_or_else(|error| {
+            tracing::warn!("cannot count the snapshots: {:#}", anyhow::Error::new(error));
+            Default::default()
+        });
+        Status { snapshots, ..self.resolver.status() }
+    }
+}
+
 /// Answers the requests of one peer.
-fn converse(mut stream: UnixStream, resolver: &Arc<Resolver>, runtime: &Handle) -> io::Result<()> {
+fn converse(mut stream: UnixStream, daemon: &Daemon, runtime: &Handle) -> io::Result<()> {
     let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
     if !peer.is_root() && peer != rustix::process::geteuid() {
         tracing::warn!(uid = peer.as_raw(), "refused a peer that is not root");
@@ -201,7 +243,11 @@ fn converse(mut stream: UnixStream, resolver: &Arc<Resolver>, runtime: &Handle) 
             }
             Err(error) => return Err(error),
         };
-        let response = answer(request, descriptor, &mut stream, resolver, runtime);
+        let (started, id) = (Instant::now(), REQUESTS.fetch_add(1, Ordering::Relaxed) + 1);
+        let span = tracing::info_span!("request", id, origin = field::Empty, key = field::Empty).entered();
+        let response = answer(request, descriptor, &mut stream, daemon, runtime);
+        tracing::debug!(elapsed_ms = started.elapsed().as_millis(), "answered");
+        drop(span);
         protocol::send(&mut stream, &response, None)?;
     }
 }
@@ -210,16 +256,17 @@ fn answer(
     request: Request,
     descriptor: Option<OwnedFd>,
     stream: &mut UnixStream,
-    resolver: &Arc<Resolver>,
+    daemon: &Daemon,
     runtime: &Handle,
 ) -> Response {
     let result = match request {
-        Request::Status => Ok(Response::Status(resolver.status())),
+        Request::Status => Ok(Response::Status(daemon.status())),
         Request::ImageEnvironment(request) => runtime
             .block_on(image_environment::load(&request))
             .map(Response::ImageEnvironment)
             .map_err(message_of),
-        Request::Resolve(request) => resolver
+        Request::Resolve(request) => daemon
+            .resolver
             .resolve(request, descriptor, |progress| {
                 protocol::send(stream, &Response::Progress(progress), None)
             })

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use environment::layout::Layout;
-use environment::{cache, hold};
+use environment::{cache, hits, hold};
 
 use crate::{publish, scratch};
 
@@ -30,6 +30,9 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     scratch::remove_direct_roots(layout);
     remove_unfinished(&layout.baselines());
     publish::remove_orphans(layout);
+    if let Err(error) = hits::begin(layout) {
+        tracing::warn!(%error, "warm starts are not counted");
+    }
     match hold::sweep(layout) {
         Ok(0) => {}
         Ok(holds) => tracing::info!(holds, "released what containers that are gone held"),

@@ -12,6 +12,7 @@ mod nerdctl;
 mod operator;
 mod passthrough;
 mod plain;
+mod registration;
 mod restart;
 mod staleness;
 mod variables;

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use e2e::containerd::Release;
+use e2e::command::Outcome;
+use e2e::containerd::{Release, Snapshotter};
 use e2e::node::{EXAMPLE, Node, Parts, on_a_node, on_a_node_of};
 use rstest::rstest;
 
@@ -55,6 +57,68 @@ fn list_tells_which_environments_there_are_and_who_uses_them() {
         node.nerdctl(["rm", "--force", "user"]).succeeds();
         assert_eq!(list()[0]["containers"], 0);
     });
+}
+
+#[test]
+fn status_and_metrics_tell_what_the_node_does() {
+    on_a_node(|node| {
+        let status = || -> serde_json::Value {
+            serde_json::from_str(&node.nixenv(["status", "--json"]).succeeds()).expect("it is JSON")
+        };
+        node.write("config.nix", EXAMPLE);
+        node.boot("config.nix", "true").succeeds();
+        node.boot("config.nix", "true").succeeds();
+        node.on(Snapshotter::Nixenv).nerdctl(["run", "--rm", "--net", "none", "busybox", "true"]).succeeds();
+        let told = status();
+        assert_eq!(told["containerd"]["snapshotter"], "ok", "{told}");
+        assert_eq!(told["snapshots"]["committed"], 1, "{told}");
+        assert_eq!(told["environments"]["count"], 1, "{told}");
+        let (hits, misses) = (&told["environments"]["hits"], &told["environments"]["misses"]);
+        assert_eq!((misses, &told["evaluations"]), (&1.into(), &1.into()), "{told}");
+        assert!(hits.as_u64() >= Some(1), "{told}");
+
+        let scrape = || metrics("/run/nixenv/metrics.sock");
+        let text = scrape();
+        for line in [
+            format!("nixenv_environment_hits_total {hits}"),
+            "nixenv_environment_misses_total 1".to_owned(),
+            "nixenv_evaluation_duration_seconds_count{outcome=\"success\"} 1".to_owned(),
+            "nixenv_build_duration_seconds_count{outcome=\"success\"} 1".to_owned(),
+            "nixenv_snapshots{kind=\"committed\"} 1".to_owned(),
+            "nixenv_snapshot_operations_total{operation=\"Commit\",code=\"Ok\"} 1".to_owned(),
+        ] {
+            assert!(text.lines().any(|known| known == line), "'{line}' is missing in:\n{text}");
+        }
+
+        node.write("config.nix", "throw \"not today\"");
+        node.boot("config.nix", "true").fails();
+        let table = node.nixenv(["status"]).succeeds();
+        assert!(table.contains("the snapshotter nixenv is registered"), "{table}");
+        assert!(table.contains("last warnings and errors") && table.contains("not today"), "{table}");
+    });
+}
+
+#[test]
+fn metrics_are_told_to_this_machine_alone_unless_the_settings_allow_more() {
+    on_a_node(|node| {
+        node.set("[metrics]\nlisten = \"0.0.0.0:9750\"\n");
+        node.kill_daemon();
+        let refused = Outcome::of(&mut Command::new("/usr/local/bin/nixenv-snapshotter"));
+        refused.fails_saying(&["0.0.0.0:9750", "allow-remote = true"]);
+        node.set("[metrics]\nlisten = \"127.0.0.1:9750\"\n");
+        node.start_daemon();
+        let curl = ["--silent", "--fail", "http://127.0.0.1:9750/metrics"];
+        let text = Outcome::of(Command::new("curl").args(curl)).succeeds();
+        assert!(text.contains("nixenv_build_info"), "{text}");
+        assert!(!Path::new("/run/nixenv/metrics.sock").exists());
+    });
+}
+
+/// What the daemon tells at a Unix socket.
+fn metrics(socket: &str) -> String {
+    let mut command = Command::new("curl");
+    Outcome::of(command.args(["--silent", "--fail", "--unix-socket", socket, "http://localhost/metrics"]))
+        .succeeds()
 }
 
 #[rstest]

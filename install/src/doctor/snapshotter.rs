@@ -15,6 +15,7 @@ use super::{demand, directory_on_the_disk_of};
 use crate::containerd::{self, Containerd};
 use crate::containerd_config::{self, SNAPSHOTTER};
 use crate::receipt::{Change, Edit, Receipt};
+use crate::status::plugin_status;
 use crate::{nix, snapshots};
 
 /// containerd knows the snapshotter, which answers.
@@ -23,12 +24,7 @@ pub fn registered(layout: &Layout) -> Finding {
         let socket = layout.snapshotter_socket();
         UnixStream::connect(&socket).with_context(|| format!("does not answer at {}", socket.display()))?;
         let plugins = nix::output("ctr", ["plugins", "list"])?;
-        let status = plugins.lines().find_map(|line| {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            let is_ours = fields.starts_with(&["io.containerd.snapshotter.v1", SNAPSHOTTER]);
-            is_ours.then(|| fields.last().copied().unwrap_or_default().to_owned())
-        });
-        match status.as_deref() {
+        match plugin_status(&plugins).as_deref() {
             Some("ok") => {
                 Ok(format!("containerd knows it as {SNAPSHOTTER}; it answers at {}", socket.display()))
             }

@@ -16,6 +16,8 @@
 //!   nixenv.sock                             the daemon
 //!   snapshotter.sock                        the daemon, for containerd
 //!   views/VIEW/                             mount points of views
+//!   metrics.sock                            the daemon, for Prometheus
+//!   hits                                    a byte for each start that the cache had the environment for
 //!   containers/HOLD/                        what a running container has in use
 //! /nix/var/nix/gcroots/nixenv/KEY           the GC root of an environment
 //! /nix/var/nix/gcroots/nixenv/snapshots/ID/ the GC roots of a snapshot
@@ -151,6 +153,18 @@ impl Layout {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.run().join("nixenv.sock")
+    }
+
+    /// Where the daemon tells its metrics, unless the settings say otherwise.
+    #[must_use]
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.run().join("metrics.sock")
+    }
+
+    /// The count of warm starts.
+    #[must_use]
+    pub fn hits(&self) -> PathBuf {
+        self.run().join("hits")
     }
 
     /// The directory of all mount points of views.

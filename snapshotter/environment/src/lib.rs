@@ -14,6 +14,7 @@
 //! view        the mount that shows exactly one environment's closure
 //! resolve     config to manifest: from the cache, else through the daemon
 //! inject      manifest into the OCI spec, and into the processes of later execs
+//! hits        how many starts found their environment in the cache
 //! hold        what a container has in use, released after it stops
 //! protocol    frames between the runtime wrapper and the daemon
 //! layout      every path on the node; settings: the node's config.toml
@@ -25,6 +26,7 @@
 pub mod archive;
 pub mod cache;
 pub mod digest;
+pub mod hits;
 pub mod hold;
 pub mod inject;
 pub mod key;

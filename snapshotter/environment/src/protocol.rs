@@ -98,16 +98,76 @@ pub struct Progress {
 }
 
 /// What the daemon is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's version.
     pub version: String,
     /// The Nix it runs.
     pub nix_version: String,
+    /// How long it has run, in seconds.
+    pub up_seconds: u64,
     /// Evaluations since it started.
     pub evaluations: u64,
-    /// Requests that wait for an environment now.
+    /// Environments that are being resolved now.
+    pub in_flight: u64,
+    /// Requests that wait for them.
     pub waiting: u64,
+    /// The environments of the node.
+    pub environments: Environments,
+    /// The snapshots of the node.
+    pub snapshots: Snapshots,
+    /// What went wrong last, oldest first.
+    pub errors: Vec<Report>,
+}
+
+/// The environments of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environments {
+    /// How many are cached.
+    pub count: u64,
+    /// The sum of their closures' sizes, in bytes; what they share counts for each.
+    pub bytes: u64,
+    /// Starts that the cache had the environment for, since the node was booted.
+    pub hits: u64,
+    /// Requests to resolve, since the daemon started.
+    pub misses: u64,
+}
+
+/// The snapshots of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// Active ones.
+    pub active: u64,
+    /// Views.
+    pub views: u64,
+    /// Committed ones.
+    pub committed: u64,
+    /// The layers among them that name store paths.
+    pub store: StoreLayers,
+}
+
+/// What layers show of the node's store instead of holding it. Sizes are those of Nix's archives of the paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreLayers {
+    /// The layers.
+    pub layers: u64,
+    /// The store paths that they show, for each layer.
+    pub paths: u64,
+    /// Their sizes in bytes, for each layer: what the layers would take if they were unpacked, and so what is saved.
+    pub bytes: u64,
+    /// The store paths, each once.
+    pub distinct_paths: u64,
+    /// Their sizes in bytes, each once: what of the node's store is in use by layers.
+    pub distinct_bytes: u64,
+}
+
+/// Something that went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// When, in seconds since 1970.
+    pub unix_seconds: u64,
+    /// What the daemon's log says of it.
+    pub message: String,
 }
 
 /// A connection to the daemon.

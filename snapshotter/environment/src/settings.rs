@@ -25,6 +25,10 @@
 //! mount-options = []                  # appended to those of every overlay mount
 //! upperdir-label = false              # adds the label containerd.io/snapshot/overlay.upperdir
 //! remap-ids = true                    # id-mapped mounts for containers in user namespaces, where the kernel has them
+//!
+//! [metrics]
+//! listen = "unix:/run/nixenv/metrics.sock"  # or an address of the loopback interface, "127.0.0.1:9750"; or "off"
+//! allow-remote = false                # lets `listen` be another address: whoever reaches it can read the metrics
 //! ```
 
 use std::collections::BTreeMap;
@@ -53,6 +57,8 @@ pub struct Settings {
     pub start: Start,
     /// containerd's snapshots.
     pub snapshotter: Snapshotter,
+    /// Where metrics are told.
+    pub metrics: Metrics,
 }
 
 /// A pinned package set.
@@ -115,6 +121,16 @@ pub struct Snapshotter {
     pub upperdir_label: bool,
     /// Whether mounts are id-mapped for containers in user namespaces, where the kernel can.
     pub remap_ids: bool,
+}
+
+/// Where metrics are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Metrics {
+    /// `unix:PATH`, `ADDRESS:PORT` or `off`; without it a socket beside the daemon's own.
+    pub listen: Option<String>,
+    /// Whether the address may be another than the loopback interface's.
+    pub allow_remote: bool,
 }
 
 impl Default for Snapshotter {

@@ -396,6 +396,21 @@ impl Metadata {
         })
     }
 
+    /// How many snapshots there are of each kind.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn counts(&self) -> Result<Vec<(Kind, u64)>, SnapshotError> {
+        self.read(|connection| {
+            let mut count = connection.prepare_cached("SELECT COUNT(*) FROM snapshots WHERE kind = ?")?;
+            let kinds = [Kind::Active, Kind::View, Kind::Committed];
+            let counts = kinds
+                .into_iter()
+                .map(|kind| Ok((kind, count.query_row([to_number(kind)], |row| row.get(0))?)));
+            counts.collect()
+        })
+    }
+
     /// The numbers of all snapshots, and the largest ever given.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use environment::layout::Layout;
+use environment::protocol;
 use environment::settings::Snapshotter as Settings;
 
 use self::directories::Directories;
@@ -125,6 +126,22 @@ impl Snapshots {
             layers,
             upperdir_label: settings.upperdir_label,
         })
+    }
+
+    /// How many there are, and what their layers show of the node's store.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn summary(&self) -> Result<protocol::Snapshots, SnapshotError> {
+        let mut summary = protocol::Snapshots { store: self.layers.summary(), ..Default::default() };
+        for (kind, count) in self.metadata.counts()? {
+            match kind {
+                Kind::Active => summary.active = count,
+                Kind::View => summary.views = count,
+                Kind::Committed => summary.committed = count,
+            }
+        }
+        Ok(summary)
     }
 
     /// What is known of a snapshot.

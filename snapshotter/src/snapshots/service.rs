@@ -30,6 +30,7 @@ use super::error::{self, SnapshotError};
 use super::filter;
 use super::info;
 use super::mounts::Mount;
+use crate::metrics;
 
 /// The largest message, which is containerd's own limit (`defaults.DefaultMaxRecvMsgSize`).
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -189,6 +190,7 @@ where
                 .headers()
                 .get("grpc-status")
                 .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+            metrics::observe(&operation, code, start.elapsed());
             tracing::debug!(?code, elapsed_us = start.elapsed().as_micros(), "answered");
             Ok(response)
         };

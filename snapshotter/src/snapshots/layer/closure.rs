@@ -49,6 +49,9 @@ pub enum RealiseError {
     /// What it printed is no list of store paths.
     #[error("nix-store printed something else than store paths")]
     Output(#[source] ParseStorePathError),
+    /// What it printed are no sizes.
+    #[error("nix-store printed something else than the size of each path")]
+    Sizes,
 }
 
 /// A closure's list of store paths that cannot be used.
@@ -114,6 +117,18 @@ impl<'a> Store<'a> {
         let output = self.run(&["--query", "--requisites"], std::slice::from_ref(path))?;
         let lines = output.lines().map(str::parse);
         lines.collect::<Result<_, _>>().map_err(RealiseError::Output)
+    }
+
+    /// The sizes in bytes of the archives of valid paths, in their order.
+    pub(super) fn sizes(&self, paths: &[StorePath]) -> Result<Vec<u64>, RealiseError> {
+        let mut sizes = Vec::with_capacity(paths.len());
+        for batch in batches(paths) {
+            let output = self.run(&["--query", "--size"], batch)?;
+            let printed = output.lines().map(str::parse).collect::<Result<Vec<u64>, _>>();
+            let printed = printed.ok().filter(|sizes| sizes.len() == batch.len());
+            sizes.extend(printed.ok_or(RealiseError::Sizes)?);
+        }
+        Ok(sizes)
     }
 
     /// The store paths that a valid closure lists, sorted and each once; all belong to `requisites`.

@@ -12,6 +12,7 @@
 //! ```text
 //! labels   what a layer's labels name
 //! closure  store paths to valid ones, through the Nix daemon
+//! savings  what layers show of the store instead of holding it
 //! roots    the GC roots of snapshots
 //! stub     what shows store paths
 //! mask     what keeps the node's /nix from showing at the root of a container
@@ -30,6 +31,7 @@ pub mod labels;
 mod mask;
 mod proof;
 mod roots;
+mod savings;
 mod shown;
 mod stub;
 #[cfg(test)]
@@ -40,8 +42,10 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use environment::layout::Layout;
+use environment::protocol;
 use environment::store_path::{STORE_DIR, StorePath};
 use rustix::fs::{AtFlags, Dir, FileType, Timespec, Timestamps};
 
@@ -53,6 +57,7 @@ use self::closure::Store;
 use self::hidden::Entries;
 use self::labels::Paths;
 use self::roots::Roots;
+use self::savings::Savings;
 use self::stub::Stub;
 use super::error::Code;
 use super::info::Labels;
@@ -68,6 +73,7 @@ pub struct StoreLayers {
     root: PathBuf,
     node: Node,
     roots: Roots,
+    savings: Mutex<Savings>,
 }
 
 /// A layer whose store paths cannot be shown.
@@ -140,6 +146,7 @@ impl StoreLayers {
             root: root.to_owned(),
             node: Node::new(layout),
             roots: Roots::new(layout),
+            savings: Mutex::default(),
         }
     }
 
@@ -278,6 +285,12 @@ impl StoreLayers {
     /// Removes the GC roots that an earlier daemon left for snapshots that are not `live`.
     pub fn sweep(&self, live: &HashSet<u64>) {
         self.roots.sweep(live);
+    }
+
+    /// What all layers show of the node's store.
+    pub fn summary(&self) -> protocol::StoreLayers {
+        let mut savings = self.savings.lock().unwrap_or_else(PoisonError::into_inner);
+        savings.look(&self.layout.snapshot_gc_roots(), &self.layout, &self.node)
     }
 
     /// What stands above and below the stubs in a mount: the mask, and the node's `/nix`. Both are made when they
