@@ -11,10 +11,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::metadata::Usage;
+use super::tree;
 
 /// The attributes that stay: they hide what is below, and `overlay.overlay` is meant for mounts inside a container.
 const HARMLESS: [&str; 3] = ["opaque", "whiteout", "overlay."];
@@ -76,8 +77,7 @@ fn is_foreign(attribute: &[u8]) -> bool {
     })
 }
 
-/// Visits every file, and adds up what they take. Nothing but `directory` itself is looked up by more than one
-/// component, and no link is followed: a container may still be writing.
+/// Visits every file, and adds up what they take.
 fn walk(
     directory: &Path,
     mut visit: impl FnMut(BorrowedFd<'_>, &CStr) -> io::Result<()>,
@@ -87,21 +87,10 @@ fn walk(
     visit(root.as_fd(), c".")?;
     let mut usage = Usage { inodes: 1, bytes: bytes_of(&rustix::fs::fstat(&root)?) };
     let mut linked = HashSet::new();
-    let mut open = vec![Dir::new(root)?];
-    while let Some(current) = open.last_mut() {
-        let Some(entry) = current.read() else {
-            open.pop();
-            continue;
-        };
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let parent = current.fd()?;
+    let enter = |parent: BorrowedFd<'_>, name: &CStr| {
         visit(parent, name)?;
         let status = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => continue,
+            Err(Errno::NOENT) => return Ok(false),
             status => status?,
         };
         let is_directory = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
@@ -109,14 +98,9 @@ fn walk(
             usage.inodes += 1;
             usage.bytes += bytes_of(&status);
         }
-        if is_directory {
-            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(parent, name, flags, Mode::empty()) {
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                child => open.push(Dir::new(child?)?),
-            }
-        }
-    }
+        Ok(is_directory)
+    };
+    tree::walk(root, enter, |_, _| Ok(()))?;
     Ok(usage)
 }
 

@@ -21,6 +21,7 @@ use std::thread;
 
 use super::error::SnapshotError;
 use super::info::Kind;
+use super::tree;
 
 const UNFINISHED: &str = "new-";
 
@@ -218,10 +219,7 @@ fn numbers(root: &Path) -> io::Result<Vec<u64>> {
 }
 
 fn remove(path: &Path) {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a directory");
-        }
-        _ => {}
+    if let Err(error) = tree::remove(path) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a directory");
     }
 }

@@ -9,6 +9,8 @@ const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
 /// What is no id: the kernel's `(uid_t)-1`.
 const INVALID_ID: u32 = u32::MAX;
+/// How much of a value a message shows.
+const SHOWN_CHARS: usize = 200;
 
 /// A mapping that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +22,7 @@ pub enum IdMappingError {
     Malformed {
         /// The label.
         label: &'static str,
-        /// Its value.
+        /// The beginning of its value.
         value: String,
     },
     /// The container's root has no id on the host.
@@ -28,7 +30,7 @@ pub enum IdMappingError {
     NoRoot {
         /// The label.
         label: &'static str,
-        /// Its value.
+        /// The beginning of its value.
         value: String,
     },
 }
@@ -54,7 +56,9 @@ pub fn mount_options(labels: &Labels) -> impl Iterator<Item = String> + '_ {
 fn map_root(labels: &Labels, label: &'static str) -> Result<u32, IdMappingError> {
     // Without a mapping ids stay what they are.
     let Some(value) = labels.get(label).filter(|value| !value.is_empty()) else { return Ok(0) };
-    let malformed = || IdMappingError::Malformed { label, value: value.clone() };
+    // A client may write what it likes; a message shows some of it.
+    let shown = || value.chars().take(SHOWN_CHARS).collect::<String>();
+    let malformed = || IdMappingError::Malformed { label, value: shown() };
     let mappings = value
         .split(',')
         .map(|mapping| parse(mapping).ok_or_else(malformed))
@@ -63,7 +67,7 @@ fn map_root(labels: &Labels, label: &'static str) -> Result<u32, IdMappingError>
         .iter()
         .find(|[container, _, size]| *container == 0 && *size > 0)
         .map(|[_, host, _]| *host)
-        .ok_or_else(|| IdMappingError::NoRoot { label, value: value.clone() })
+        .ok_or_else(|| IdMappingError::NoRoot { label, value: shown() })
 }
 
 fn parse(mapping: &str) -> Option<[u32; 3]> {

@@ -5,6 +5,7 @@
 //! metadata     what is known of each snapshot: a database
 //! directories  the directory of each snapshot
 //! contents     what lies in one: its size, and attributes that no image may bring
+//! tree         directories in directories, of any depth
 //! mounts       how one is mounted
 //! id_mapping   owners in user namespaces
 //! filter       the filters of a list
@@ -49,6 +50,7 @@ pub mod layer;
 pub mod metadata;
 pub mod mounts;
 pub mod service;
+pub mod tree;
 
 /// The name that an unpacked layer will have: a snapshotter that can make it without the layer says that it exists.
 const TARGET: &str = "containerd.io/snapshot.ref";
@@ -205,7 +207,11 @@ impl Snapshots {
         let new = self.directories.begin(kind)?;
         match (owner, ancestors.first()) {
             (Some(owner), _) => new.set_owner(owner)?,
-            (None, Some(parent)) => new.inherit_owner(parent.id)?,
+            (None, Some(nearest)) => new.inherit_owner(nearest.id).or_else(|error| {
+                // Was it only just removed? Then there is no such parent.
+                self.metadata.load_ancestors(parent)?;
+                Err(error)
+            })?,
             (None, None) => {}
         }
         let id = new.id;
