@@ -135,6 +135,8 @@ async fn serve(
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (listener, for_containerd) = (listen(&layout.socket())?, listen(&layout.snapshotter_socket())?);
+    // The settings may have been others when an earlier daemon listened there.
+    let _ = fs::remove_file(layout.metrics_socket());
     let daemon = Daemon { resolver: Arc::clone(resolver), snapshots: Arc::clone(&snapshots) };
     let (stop, stopped) = oneshot::channel::<()>();
     let mut service = tokio::spawn(service::serve(snapshots, for_containerd, async { drop(stopped.await) }));
