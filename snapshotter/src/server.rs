@@ -92,7 +92,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let result = runtime.block_on(serve(&layout, &resolver, snapshots, place));
+    let result = runtime.block_on(serve(&layout, &resolver, Arc::clone(&snapshots), place));
+    snapshots.close();
     let _ = fs::remove_file(layout.socket());
     let _ = fs::remove_file(layout.snapshotter_socket());
     let _ = fs::remove_file(layout.metrics_socket());

@@ -345,6 +345,15 @@ impl Metadata {
         })
     }
 
+    /// Writes what is in the log into the database itself.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn fold(&self) -> Result<(), SnapshotError> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+    }
+
     /// A snapshot by its key or name.
     ///
     /// # Errors

@@ -108,6 +108,8 @@ impl Snapshots {
             .mode(0o700)
             .create(&snapshots)
             .map_err(failed("make", &snapshots))?;
+        rustix::fs::access(&root, rustix::fs::Access::WRITE_OK)
+            .map_err(|error| failed("write to", &root)(error.into()))?;
         if !has_file_types(&root).map_err(failed("list", &root))? {
             return Err(OpenSnapshotsError::NoFileTypes(root));
         }
@@ -144,6 +146,13 @@ impl Snapshots {
             }
         }
         Ok(summary)
+    }
+
+    /// Makes the database's one file whole, for copies of it, at the end of the process.
+    pub fn close(&self) {
+        if let Err(error) = self.metadata.fold() {
+            tracing::warn!("the log of the database stays: {:#}", anyhow::Error::new(error));
+        }
     }
 
     /// What is known of a snapshot.
