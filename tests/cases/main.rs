@@ -9,6 +9,7 @@ mod errors;
 mod example;
 mod lifecycle;
 mod nerdctl;
+mod nix_layers;
 mod operator;
 mod passthrough;
 mod plain;

@@ -12,6 +12,7 @@
 //! recorder      recorders of the specs that go through the runtime wrapper
 //! trace         which programs a service starts
 //! image         minimal images, made here
+//! nix_image     images of store paths, made with nix-snapshotter's nix2container
 //! recipe        images of several layers, made once
 //! registry      a registry on loopback, and what it was asked for
 //! tree          what there is in a tree of files, for comparison
@@ -31,6 +32,7 @@ pub mod image;
 pub mod inventory;
 pub mod isolation;
 pub mod nix;
+pub mod nix_image;
 pub mod nixenv;
 pub mod node;
 pub mod recipe;

@@ -1,5 +1,6 @@
 //! Images of several layers, of Debian packages and of what scripts make; made once and kept in the target directory.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -19,7 +20,13 @@ pub struct Recipe {
 }
 
 #[derive(Clone, Debug)]
-enum Layer {
+struct Layer {
+    content: Content,
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
     Package(String),
     Script(String),
 }
@@ -41,21 +48,41 @@ impl Recipe {
     /// Starts the recipe of an image that runs: its first layer is busybox.
     #[must_use]
     pub fn busybox(name: &str) -> Self {
-        Self { name: name.into(), layers: Vec::new() }.script(BUSYBOX)
+        Self::empty(name).script(BUSYBOX)
+    }
+
+    /// Starts the recipe of an image without layers.
+    #[must_use]
+    pub fn empty(name: &str) -> Self {
+        Self { name: name.into(), layers: Vec::new() }
     }
 
     /// Adds a layer with the content of a Debian package, one of those that the test package set is made of.
     #[must_use]
-    pub fn package(mut self, name: &str) -> Self {
-        self.layers.push(Layer::Package(name.into()));
-        self
+    pub fn package(self, name: &str) -> Self {
+        self.layer(Content::Package(name.into()))
     }
 
     /// Adds a layer with what a bash script makes in an empty directory: everything that OCI's image specification
     /// says of layers, so `.wh.NAME` is a whiteout. When the script makes nothing, the layer is empty.
     #[must_use]
-    pub fn script(mut self, script: &str) -> Self {
-        self.layers.push(Layer::Script(script.into()));
+    pub fn script(self, script: &str) -> Self {
+        self.layer(Content::Script(script.into()))
+    }
+
+    /// Annotates the last layer.
+    ///
+    /// # Panics
+    /// When there is no layer yet.
+    #[must_use]
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        let layer = self.layers.last_mut().expect("a layer is annotated");
+        layer.annotations.insert(name.into(), value.into());
+        self
+    }
+
+    fn layer(mut self, content: Content) -> Self {
+        self.layers.push(Layer { content, annotations: BTreeMap::new() });
         self
     }
 
@@ -78,6 +105,8 @@ impl Recipe {
         let layout = images.join(format!("{}-{}", self.name, self.digest()));
         if !layout.exists() {
             let new = images.join(format!("new-{}", process::id()));
+            // What a test left that was cut short.
+            let _ = fs::remove_dir_all(&new);
             self.make(&new);
             fs::rename(new, &layout).expect("it is a new name");
         }
@@ -86,11 +115,14 @@ impl Recipe {
 
     fn digest(&self) -> Digest {
         let hasher = FieldHasher::new("recipe").field(include_str!("recipe.rs"));
-        let hasher = self.layers.iter().fold(hasher, |hasher, layer| match layer {
-            Layer::Package(name) => {
-                hasher.field("package").field(package(name).as_os_str().as_encoded_bytes())
-            }
-            Layer::Script(script) => hasher.field("script").field(script),
+        let hasher = self.layers.iter().fold(hasher, |hasher, layer| {
+            let hasher = match &layer.content {
+                Content::Package(name) => {
+                    hasher.field("package").field(package(name).as_os_str().as_encoded_bytes())
+                }
+                Content::Script(script) => hasher.field("script").field(script),
+            };
+            hasher.field(format!("{:?}", layer.annotations))
         });
         hasher.finish()
     }
@@ -102,11 +134,15 @@ impl Recipe {
         let mut diff_ids = Vec::new();
         for layer in &self.layers {
             fs::create_dir(&work).expect("the target directory can be written");
-            layer.make(&work);
+            layer.content.make(&work);
             diff_ids.push(format!("sha256:{}", Digest::of(&read(&work.join("layer.tar")))));
             Outcome::of(Command::new("gzip").args(["--no-name", "--fast"]).arg(work.join("layer.tar")))
                 .succeeds();
-            layers.push(add(layout, "layer.v1.tar+gzip", &read(&work.join("layer.tar.gz"))));
+            let mut descriptor = add(layout, "layer.v1.tar+gzip", &read(&work.join("layer.tar.gz")));
+            if !layer.annotations.is_empty() {
+                descriptor["annotations"] = json!(layer.annotations);
+            }
+            layers.push(descriptor);
             fs::remove_dir_all(&work).expect("it is ours");
         }
         let config = json!({
@@ -130,7 +166,7 @@ impl Recipe {
     }
 }
 
-impl Layer {
+impl Content {
     /// Writes `layer.tar` in a directory that is empty.
     fn make(&self, work: &Path) {
         let tar = work.join("layer.tar");

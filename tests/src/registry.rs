@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::artifacts;
 use crate::command::Outcome;
 use crate::recipe::Recipe;
 use crate::service::Service;
@@ -71,6 +72,20 @@ impl Registry {
         let mut command = Command::new("skopeo");
         command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", source]);
         Outcome::of(command.arg(format!("docker://{reference}"))).succeeds();
+        reference
+    }
+
+    /// Pushes an image of nix2container with its own means, and returns its reference: skopeo of Debian 12 loses the
+    /// annotations of layers that the registry has already.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[must_use]
+    pub fn push_nix(&self, archive: &Path, name: &str) -> String {
+        let reference = format!("{ADDRESS}/{name}:latest");
+        let mut command = Command::new(artifacts::engines().join("nix2container"));
+        command.args(["push", "--plain-http", "--ref", &reference]).arg(archive);
+        Outcome::of(&mut command).succeeds();
         reference
     }
 

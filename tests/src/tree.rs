@@ -93,6 +93,15 @@ impl Tree {
         self
     }
 
+    /// The same without the link counts of directories, which are 1 where overlayfs merges directories.
+    #[must_use]
+    pub fn without_links_of_directories(mut self) -> Self {
+        for entry in self.0.values_mut().filter(|entry| entry.content.is_none()) {
+            entry.links = 1;
+        }
+        self
+    }
+
     /// Expects that it is the same as `other`.
     ///
     /// # Panics

@@ -191,7 +191,12 @@ impl StoreLayers {
         let store = self.layout.store();
         let is_store_only = named.store_only
             || proof::holds(chain_id, parent, &paths, &store).map_err(LayerError::at("examine", &store))?;
-        if !is_store_only || find_hiding(ancestors, &paths)?.is_some() {
+        if !is_store_only {
+            tracing::info!(chain_id, parent, "a layer is unpacked: it may hold more than store paths");
+            return Ok(false);
+        }
+        if let Some(path) = find_hiding(ancestors, &paths)? {
+            tracing::info!(chain_id, path = %path.display(), "a layer is unpacked: another one would hide its store paths");
             return Ok(false);
         }
         match self.build(dir, &paths) {

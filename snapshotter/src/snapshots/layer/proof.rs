@@ -39,13 +39,16 @@ pub(super) fn holds(
     Ok(chain_id == if parent.is_empty() { diff_id } else { chained(parent, &diff_id) })
 }
 
-/// The chain id in the name `NAMESPACE/N/CHAIN-ID` that containerd gives to a snapshot of a layer (`createKey` in its
-/// `core/metadata/snapshot.go`); the one of no layers is empty.
+/// The chain id in the name of a layer's snapshot: `NAMESPACE/N/CHAIN-ID`, as containerd makes them (`createKey` in its
+/// `core/metadata/snapshot.go`), or `CHAIN-ID@ID` of one that was not unpacked. The one of no layers is empty.
 fn parent_chain_id(name: &str) -> Option<&str> {
     if name.is_empty() {
         return Some("");
     }
-    let id = name.splitn(3, '/').nth(2)?;
+    let id = match name.split_once('@') {
+        Some((id, _)) => id,
+        None => name.splitn(3, '/').nth(2)?,
+    };
     let hex = id.strip_prefix("sha256:")?;
     (hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
@@ -227,6 +230,7 @@ mod tests {
     #[rstest]
     #[case::the_first_layer(DIFF_ID, "", true)]
     #[case::a_layer_upon_another(&chained(PARENT, DIFF_ID), &format!("default/7/{PARENT}"), true)]
+    #[case::a_layer_upon_one_that_was_not_unpacked(&chained(PARENT, DIFF_ID), &format!("{PARENT}@7"), true)]
     #[case::another_layer(PARENT, "", false)]
     #[case::the_layer_of_another_parent(&chained(DIFF_ID, DIFF_ID), &format!("default/7/{PARENT}"), false)]
     #[case::a_layer_that_pretends_to_be_the_first(DIFF_ID, &format!("default/7/{PARENT}"), false)]
