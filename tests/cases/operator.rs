@@ -6,8 +6,10 @@ use std::process::Command;
 
 use e2e::command::Outcome;
 use e2e::containerd::{Release, Snapshotter};
+use e2e::nix_image::{Closure, build};
 use e2e::node::{EXAMPLE, Node, Parts, on_a_node, on_a_node_of};
 use rstest::rstest;
+use serde_json::json;
 
 #[test]
 fn what_was_resolved_ahead_starts_warm() {
@@ -95,6 +97,40 @@ fn status_and_metrics_tell_what_the_node_does() {
         let table = node.nixenv(["status"]).succeeds();
         assert!(table.contains("the snapshotter nixenv is registered"), "{table}");
         assert!(table.contains("last warnings and errors") && table.contains("not today"), "{table}");
+    });
+}
+
+#[test]
+fn status_tells_what_layers_show_of_the_store_instead_of_holding_it() {
+    on_a_node(|node| {
+        let chain = build("chains.n10");
+        let closure = Closure::of("chains.n10");
+        let registry = node.start_registry();
+        // Two images, each with a layer of its own for the same store paths.
+        for name in ["one", "other"] {
+            let base = node.image(name).file("name", name).archive();
+            let directory = node.directory(name);
+            let archive = closure.nix2container(&directory, &[&chain], Some(&base), &json!({}));
+            let image = registry.push_nix(&archive, name);
+            node.on(Snapshotter::Nixenv).nerdctl(["pull", "--quiet", &image]).succeeds();
+        }
+        let size = |path: &String| -> u64 {
+            let printed = Outcome::of(Command::new("nix-store").args(["--query", "--size", path])).succeeds();
+            printed.trim().parse().expect("it is a number")
+        };
+        let bytes: u64 = closure.store_paths.iter().map(size).sum();
+        let told = node.nixenv(["status", "--json"]).succeeds();
+        let told: serde_json::Value = serde_json::from_str(&told).expect("it is JSON");
+        let store = &told["snapshots"]["store"];
+        let layers = store["layers"].as_u64().expect("it is a number");
+        assert_eq!(store["paths"], 10 * layers, "{told}");
+        assert_eq!(store["bytes"], bytes * layers, "{told}");
+        assert_eq!(
+            (&store["distinct_paths"], &store["distinct_bytes"]),
+            (&10.into(), &bytes.into()),
+            "{told}"
+        );
+        assert_eq!(layers, 2, "{told}");
     });
 }
 

@@ -295,7 +295,7 @@ impl StoreLayers {
     /// What all layers show of the node's store.
     pub fn summary(&self) -> protocol::StoreLayers {
         let mut savings = self.savings.lock().unwrap_or_else(PoisonError::into_inner);
-        savings.look(&self.layout.snapshot_gc_roots(), &self.layout, &self.node)
+        savings.look(&self.root.join("snapshots"), &self.layout, &self.node)
     }
 
     /// What stands above and below the stubs in a mount: the mask, and the node's `/nix`. Both are made when they

@@ -1,9 +1,9 @@
 //! What layers show of the node's store instead of holding it.
 //!
-//! Each layer that names store paths has GC roots for exactly those. Unpacked, the layer would take the sum of their
-//! sizes: that is what it saves. Sizes are those of Nix's archives of them, which Nix knows without a look at the disk.
+//! A layer's stub has an entry for each store path. Unpacked, the layer would take the sum of their sizes: that is what
+//! it saves. Sizes are those of Nix's archives of the paths, which Nix knows without a look at the disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use environment::layout::Layout;
 use environment::protocol::StoreLayers;
-use environment::store_path::StorePath;
+use environment::store_path::{STORE_DIR, StorePath};
 
 use super::closure::{RealiseError, Store};
 use crate::nix::Node;
@@ -26,22 +26,22 @@ pub(super) struct Savings {
 /// A layer's store paths.
 #[derive(Debug)]
 struct Layer {
-    /// When its roots were made: a snapshot that is made anew has others.
+    /// When its stub was made: a snapshot that is made anew has another.
     version: (i64, i64),
     paths: Vec<Arc<StorePath>>,
 }
 
 impl Savings {
-    /// Looks at the GC roots in `directory`, a directory for each layer.
-    pub(super) fn look(&mut self, directory: &Path, layout: &Layout, node: &Node) -> StoreLayers {
-        self.find_layers(directory);
+    /// Looks at the stubs of those `snapshots` that have GC roots.
+    pub(super) fn look(&mut self, snapshots: &Path, layout: &Layout, node: &Node) -> StoreLayers {
+        self.find_layers(snapshots, &layout.snapshot_gc_roots());
         let unknown: Vec<StorePath> = self
             .layers
             .values()
             .flat_map(|layer| &layer.paths)
             .filter(|path| !self.sizes.contains_key(*path))
             .map(|path| StorePath::clone(path))
-            .collect::<std::collections::HashSet<_>>()
+            .collect::<HashSet<_>>()
             .into_iter()
             .collect();
         if !unknown.is_empty() {
@@ -58,24 +58,29 @@ impl Savings {
         self.sum()
     }
 
-    fn find_layers(&mut self, directory: &Path) {
+    fn find_layers(&mut self, snapshots: &Path, roots: &Path) {
         let mut found = HashMap::new();
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
-            let (Some(id), Ok(metadata)) = (id, entry.metadata()) else { continue };
+        for entry in fs::read_dir(roots).into_iter().flatten().flatten() {
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok()) else {
+                continue;
+            };
+            let stub = snapshots.join(id.to_string()).join("stub/nix/store");
+            // It is not there before the snapshot is.
+            let Ok(metadata) = fs::metadata(&stub) else { continue };
             let version = (metadata.mtime(), metadata.mtime_nsec());
             let layer = match self.layers.remove(&id) {
                 Some(known) if known.version == version => known,
-                _ => Layer { version, paths: self.read_roots(&entry.path()) },
+                _ => Layer { version, paths: self.read_stub(&stub) },
             };
             found.insert(id, layer);
         }
         self.layers = found;
     }
 
-    fn read_roots(&self, directory: &Path) -> Vec<Arc<StorePath>> {
-        let links = fs::read_dir(directory).into_iter().flatten().flatten();
-        let paths = links.filter_map(|link| fs::read_link(link.path()).ok()?.to_str()?.parse().ok());
+    fn read_stub(&self, stub: &Path) -> Vec<Arc<StorePath>> {
+        let entries = fs::read_dir(stub).into_iter().flatten().flatten();
+        let paths =
+            entries.filter_map(|entry| format!("{STORE_DIR}/{}", entry.file_name().to_str()?).parse().ok());
         paths
             .map(|path: StorePath| match self.sizes.get_key_value(&path) {
                 Some((known, _)) => Arc::clone(known),
@@ -86,7 +91,7 @@ impl Savings {
 
     fn sum(&self) -> StoreLayers {
         let mut sum = StoreLayers { layers: self.layers.len() as u64, ..StoreLayers::default() };
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for path in self.layers.values().flat_map(|layer| &layer.paths) {
             let bytes = self.sizes.get(path).copied().unwrap_or_default();
             sum.paths += 1;
@@ -106,39 +111,39 @@ fn sizes(layout: &Layout, node: &Node, paths: &[StorePath]) -> Result<Vec<u64>, 
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
-
     use super::*;
 
     fn path(name: &str) -> StorePath {
-        format!("/nix/store/{}-{name}", "a".repeat(32)).parse().unwrap()
+        format!("{STORE_DIR}/{}-{name}", "a".repeat(32)).parse().unwrap()
     }
 
-    fn root(directory: &Path, id: u64, paths: &[&str]) {
-        let directory = directory.join(id.to_string());
-        fs::create_dir_all(&directory).unwrap();
+    /// A snapshot with a stub of these paths; the directory has the GC roots, too.
+    fn layer(directory: &Path, id: u64, paths: &[&str]) {
         for name in paths {
-            symlink(path(name).as_path(), directory.join(name)).unwrap();
+            let stub = directory.join(id.to_string()).join("stub/nix/store");
+            fs::create_dir_all(stub.join(path(name).base_name())).unwrap();
         }
     }
 
     #[test]
     fn paths_that_layers_share_count_for_each_and_once() {
         let directory = tempfile::tempdir().unwrap();
-        root(directory.path(), 1, &["a", "b"]);
-        root(directory.path(), 2, &["b", "c"]);
-        fs::create_dir(directory.path().join("new")).unwrap();
+        let directory = directory.path();
+        layer(directory, 1, &["a", "b"]);
+        layer(directory, 2, &["b", "c"]);
+        fs::create_dir(directory.join("new-3")).unwrap();
+        fs::create_dir(directory.join("4")).unwrap();
         let mut savings = Savings::default();
         for (name, bytes) in [("a", 1), ("b", 10), ("c", 100)] {
             savings.sizes.insert(Arc::new(path(name)), bytes);
         }
-        savings.find_layers(directory.path());
+        savings.find_layers(directory, directory);
         let sum = StoreLayers { layers: 2, paths: 4, bytes: 121, distinct_paths: 3, distinct_bytes: 111 };
         assert_eq!(savings.sum(), sum);
 
-        fs::remove_dir_all(directory.path().join("1")).unwrap();
-        root(directory.path(), 2, &["a"]);
-        savings.find_layers(directory.path());
+        fs::remove_dir_all(directory.join("1")).unwrap();
+        layer(directory, 2, &["a"]);
+        savings.find_layers(directory, directory);
         let sum = StoreLayers { layers: 1, paths: 3, bytes: 111, distinct_paths: 3, distinct_bytes: 111 };
         assert_eq!(savings.sum(), sum);
     }
