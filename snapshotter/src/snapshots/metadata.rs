@@ -385,23 +385,22 @@ impl Metadata {
         })
     }
 
-    /// Every snapshot that `is_wanted`, by name.
+    /// Shows every snapshot, in the order in which they were made, for as long as `visit` wants more.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn list(&self, mut is_wanted: impl FnMut(&Info) -> bool) -> Result<Vec<Record>, SnapshotError> {
+    pub fn list(&self, mut visit: impl FnMut(Record) -> bool) -> Result<(), SnapshotError> {
         self.read(|connection| {
+            // By name the rows would lie apart, and each be read from the disk again.
             let mut statement =
-                connection.prepare_cached(&format!("SELECT {COLUMNS} FROM snapshots s ORDER BY s.name"))?;
+                connection.prepare_cached(&format!("SELECT {COLUMNS} FROM snapshots s ORDER BY s.id"))?;
             let mut rows = statement.query([])?;
-            let mut records = Vec::new();
             while let Some(row) = rows.next()? {
-                let record = from_row(row)?;
-                if is_wanted(&record.info) {
-                    records.push(record);
+                if !visit(from_row(row)?) {
+                    break;
                 }
             }
-            Ok(records)
+            Ok(())
         })
     }
 

@@ -298,13 +298,12 @@ impl Snapshots {
         Ok(())
     }
 
-    /// The snapshots that match, by name.
+    /// Shows the snapshots that match, for as long as `visit` wants more.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn list(&self, filter: &Filter) -> Result<Vec<Info>, SnapshotError> {
-        let records = self.metadata.list(|info| filter.matches(info))?;
-        Ok(records.into_iter().map(|record| self.info(record)).collect())
+    pub fn list(&self, filter: &Filter, mut visit: impl FnMut(Info) -> bool) -> Result<(), SnapshotError> {
+        self.metadata.list(|record| !filter.matches(&record.info) || visit(self.info(record)))
     }
 
     /// Removes the directories of snapshots that are gone, and waits until they are.

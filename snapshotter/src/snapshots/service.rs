@@ -3,13 +3,11 @@
 //! The one module that knows the types of the crate `containerd-snapshots` and of the gRPC that it brings. Of the
 //! protocol it lacks the parent that a commit may name; [`Requests`] takes it from the message itself.
 
-#![expect(clippy::result_large_err, reason = "the protocol's errors are what they are")]
-
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use containerd_snapshots::api::types;
@@ -22,6 +20,8 @@ use containerd_snapshots::tonic::{Code, Status, async_trait};
 use containerd_snapshots::{Info, Kind, Snapshotter, Usage};
 use prost::Message as _;
 use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::Instrument as _;
 
@@ -34,6 +34,11 @@ use crate::metrics;
 
 /// The largest message, which is containerd's own limit (`defaults.DefaultMaxRecvMsgSize`).
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// How many snapshots of a list go from the database to the connection at once: as many as are in a message.
+const BATCH: usize = 100;
+/// How many batches may wait for the client. A list is never in memory as a whole.
+const BATCHES_AHEAD: usize = 4;
 
 tokio::task_local! {
     /// The parent that the commit of this task names.
@@ -83,7 +88,7 @@ type Labels = std::collections::HashMap<String, String>;
 #[async_trait]
 impl Snapshotter for Face {
     type Error = Status;
-    type InfoStream = tokio_stream::Iter<std::vec::IntoIter<Result<Info, Status>>>;
+    type InfoStream = List;
 
     async fn stat(&self, key: String) -> Result<Info, Status> {
         self.blocking(key, move |snapshots, key| snapshots.stat(key)).await.map(to_info)
@@ -144,9 +149,42 @@ impl Snapshotter for Face {
     async fn list(&self, _: String, filters: Vec<String>) -> Result<Self::InfoStream, Status> {
         let filter = filter::parse_all(&filters)
             .map_err(|error| Status::invalid_argument(format!("{:#}", anyhow::Error::new(error))))?;
-        let infos = self.blocking(String::new(), move |snapshots, _| snapshots.list(&filter)).await?;
-        let infos: Vec<_> = infos.into_iter().map(|info| Ok(to_info(info))).collect();
-        Ok(tokio_stream::iter(infos))
+        let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
+        let (snapshots, span) = (Arc::clone(&self.0), tracing::Span::current());
+        tokio::task::spawn_blocking(move || {
+            let _entered = span.enter();
+            let mut batch = Vec::new();
+            let listed = snapshots.list(&filter, |info| {
+                batch.push(to_info(info));
+                // A client that has gone receives no more.
+                batch.len() < BATCH || sender.blocking_send(Ok(std::mem::take(&mut batch))).is_ok()
+            });
+            let _ = sender.blocking_send(listed.map(|()| batch).map_err(to_status));
+        });
+        Ok(List { batches, batch: Vec::new().into_iter() })
+    }
+}
+
+/// A list on its way to the client.
+struct List {
+    batches: mpsc::Receiver<Result<Vec<Info>, Status>>,
+    batch: std::vec::IntoIter<Info>,
+}
+
+impl Stream for List {
+    type Item = Result<Info, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(info) = self.batch.next() {
+                return Poll::Ready(Some(Ok(info)));
+            }
+            match ready!(self.batches.poll_recv(context)) {
+                None => return Poll::Ready(None),
+                Some(Ok(batch)) => self.batch = batch.into_iter(),
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+            }
+        }
     }
 }
 
