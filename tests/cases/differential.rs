@@ -185,10 +185,12 @@ fn an_image_is_the_same(#[case] release: Release, #[case] recipe: Recipe) {
         let reference = registry.push(&recipe);
         let [overlayfs, nixenv] = both(node).map(|on| {
             on.nerdctl(["pull", "--quiet", &reference]).succeeds();
-            tree(node, on, &reference)
+            let size = on.nerdctl(["images", "--format", "{{.Size}}", &reference]).succeeds();
+            (tree(node, on, &reference), size)
         });
-        nixenv.is(&overlayfs);
-        assert!(nixenv.entries().len() > 250, "that is no image: {nixenv:?}");
+        nixenv.0.is(&overlayfs.0);
+        assert!(nixenv.0.entries().len() > 250, "that is no image: {:?}", nixenv.0);
+        assert_eq!(nixenv.1, overlayfs.1, "nerdctl tells of other sizes");
         let [overlayfs, nixenv] = both(node).map(usage);
         assert!(!nixenv.is_empty());
         // The built-in snapshotter has the fixture's image besides.
