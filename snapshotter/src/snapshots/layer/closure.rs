@@ -200,8 +200,8 @@ fn open_list(directory: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let directory =
         rustix::fs::openat(CWD, directory, flags | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let list = rustix::fs::openat2(directory, LIST, flags | OFlags::NONBLOCK, Mode::empty(), within)?;
+    let flags = flags | OFlags::NONBLOCK;
+    let list = rustix::fs::openat2(directory, LIST, flags, Mode::empty(), ResolveFlags::BENEATH)?;
     match FileType::from_raw_mode(rustix::fs::fstat(&list)?.st_mode) {
         FileType::RegularFile => Ok(list.into()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),

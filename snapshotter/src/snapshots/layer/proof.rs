@@ -95,15 +95,14 @@ impl Archive {
         self.0.update(header.block());
     }
 
-    /// What stands before an entry whose name does not fit into its header (`writePAXHeader`).
+    /// What stands before an entry whose name does not fit into its header (`writePAXHeader`): the last component
+    /// alone is longer than the field.
     fn extension(&mut self, name: &str) {
         let record = pax_record("path", name);
         let (directory, file) = name.rsplit_once('/').unwrap_or(("", name));
-        let mut path = format!("{directory}/PaxHeaders.0/{file}");
-        path.truncate(NAME);
-        let name = path.trim_end_matches('/');
-        let header =
-            Header { prefix: "", name, kind: EXTENSION, mode: 0, size: record.len(), has_devices: false };
+        let path = format!("{directory}/PaxHeaders.0/{file}");
+        let size = record.len();
+        let header = Header { prefix: "", name: &path, kind: EXTENSION, mode: 0, size, has_devices: false };
         self.0.update(header.block());
         self.0.update(&record);
         self.0.update(&[0; BLOCK][..record.len().next_multiple_of(BLOCK) - record.len()]);
@@ -131,7 +130,7 @@ impl Header<'_> {
     fn block(&self) -> [u8; BLOCK] {
         let mut block = [0; BLOCK];
         let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
-        put(0, cut(self.name));
+        put(0, self.name.get(..NAME).unwrap_or(self.name));
         put(100, &format!("{:07o}", self.mode));
         put(108, "0000000");
         put(116, "0000000");
@@ -160,14 +159,6 @@ fn split(name: &str) -> Option<(&str, &str)> {
     let (prefix, _) = start.rsplit_once('/')?;
     let rest = &name[prefix.len() + 1..];
     (!prefix.is_empty() && rest.len() <= NAME).then_some((prefix, rest))
-}
-
-/// What the field of a name holds (`formatString`).
-fn cut(name: &str) -> &str {
-    match name.get(..NAME) {
-        Some(cut) if name.len() > NAME => cut.trim_end_matches('/'),
-        _ => name,
-    }
 }
 
 /// `LENGTH KEY=VALUE\n`, where the length counts itself.
