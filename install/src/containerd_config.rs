@@ -52,6 +52,12 @@ pub fn cri_snapshotter(text: &str) -> Result<Option<String>> {
     Ok(table.and_then(|table| table.get("snapshotter")?.as_str()).map(str::to_owned))
 }
 
+/// Where a containerd with this config keeps what is durable.
+pub fn root(text: &str) -> Result<PathBuf> {
+    let document = parse(text)?;
+    Ok(document.get("root").and_then(Item::as_str).unwrap_or("/var/lib/containerd").into())
+}
+
 /// The file in which our lines belong: a drop-in where one works, else `config`.
 pub fn place(config: &Path, text: Option<&str>, major: u32) -> Result<PathBuf> {
     let Some(text) = text else { return Ok(config.to_owned()) };

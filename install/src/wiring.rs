@@ -10,9 +10,9 @@ use environment::settings::Settings;
 
 use crate::change::Step;
 use crate::containerd::Containerd;
-use crate::containerd_config::{self, Handler, Lines, Plugin, Replaced, Transfer};
+use crate::containerd_config::{self, Handler, Lines, Plugin, Replaced, SNAPSHOTTER, Transfer};
 use crate::receipt::{Edit, Receipt};
-use crate::{nerdctl, service};
+use crate::{nerdctl, service, snapshots};
 
 /// Who may use the snapshotter where nothing else is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -112,8 +112,22 @@ impl Wiring<'_> {
             steps.push(Step::Directory { path: systemd("containerd.service.d"), mode: 0o755 });
             steps.push(Step::File { path, mode: 0o644, content: text.into_bytes() });
         }
+        steps.extend(self.image_directory_steps(lines)?);
         steps.extend(self.nerdctl_steps()?);
         Ok(steps)
+    }
+
+    /// Shows the kubelet where images are: before 1.7 containerd does not know a proxy plugin's `root`, and names a
+    /// directory of its own that nobody makes (`imageFSPath` in its `pkg/cri/server`).
+    fn image_directory_steps(&self, lines: &Lines) -> Result<Vec<Step>> {
+        let is_default = lines.snapshotter.as_ref().is_some_and(|plugin| plugin.cri.is_some());
+        if !is_default || self.containerd.release() >= (1, 7) {
+            return Ok(vec![]);
+        }
+        let root = containerd_config::root(&self.text()?.unwrap_or_default())?;
+        let path = root.join(format!("io.containerd.snapshotter.v1.{SNAPSHOTTER}"));
+        let target = snapshots::root(self.layout)?;
+        Ok(vec![Step::Directory { path: root, mode: 0o711 }, Step::Link { path, target }])
     }
 
     fn nerdctl_steps(&self) -> Result<Vec<Step>> {

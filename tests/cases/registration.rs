@@ -98,6 +98,9 @@ fn containerd_starts_with_the_snapshotter_as_its_default(
             dump.contains("snapshotter = 'nixenv'") || dump.contains("snapshotter = \"nixenv\""),
             "{dump}"
         );
+        let images = Path::new(&whole.config).with_file_name("root/io.containerd.snapshotter.v1.nixenv");
+        // What containerd 1.6 calls the directory of images, be it there or not.
+        assert_eq!(images.join("metadata.db").exists(), release == Release::Debian);
         if release == Release::Pinned {
             has_started(&plugins, "io.containerd.cri.v1", "images");
             has_started(&plugins, "io.containerd.transfer.v1", "local");
@@ -124,6 +127,7 @@ fn containerd_starts_with_the_snapshotter_as_its_default(
         node.nixenv(["uninstall"]).succeeds();
         assert_eq!(fs::read_to_string(&whole.config).expect("it stays"), whole.before);
         assert!(!Path::new(NERDCTL).exists());
+        assert!(images.symlink_metadata().is_err());
     });
 }
 
