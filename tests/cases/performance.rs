@@ -1,6 +1,8 @@
 //! What starts cost, by `nixenv bench`. The machine should do nothing else meanwhile; should it have done, the whole
 //! measurement is repeated, the limits stay.
 
+mod snapshotter_performance;
+
 use e2e::node::{EXAMPLE, Node, on_a_node};
 use serde_json::Value;
 

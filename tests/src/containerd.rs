@@ -15,6 +15,8 @@ pub enum Snapshotter {
     Overlayfs,
     /// nixenv's.
     Nixenv,
+    /// nix-snapshotter.
+    NixSnapshotter,
 }
 
 impl Snapshotter {
@@ -24,6 +26,7 @@ impl Snapshotter {
         match self {
             Self::Overlayfs => "overlayfs",
             Self::Nixenv => "nixenv",
+            Self::NixSnapshotter => "nix",
         }
     }
 
@@ -33,6 +36,7 @@ impl Snapshotter {
         match self {
             Self::Overlayfs => "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots".into(),
             Self::Nixenv => "/var/lib/nixenv/snapshotter/snapshots".into(),
+            Self::NixSnapshotter => "/var/lib/containerd/io.containerd.snapshotter.v1.nix/snapshots".into(),
         }
     }
 }

@@ -13,6 +13,7 @@
 //! trace         which programs a service starts
 //! image         minimal images, made here
 //! nix_image     images of store paths, made with nix-snapshotter's nix2container
+//! nix_snapshotter  nix-snapshotter, which is measured beside the product
 //! recipe        images of several layers, made once
 //! registry      a registry on loopback, and what it was asked for
 //! tree          what there is in a tree of files, for comparison
@@ -33,6 +34,7 @@ pub mod inventory;
 pub mod isolation;
 pub mod nix;
 pub mod nix_image;
+pub mod nix_snapshotter;
 pub mod nixenv;
 pub mod node;
 pub mod recipe;

@@ -17,6 +17,7 @@ use crate::image::Image;
 use crate::inventory::{Changes, Inventory};
 use crate::isolation::isolated;
 use crate::nix::{self, Store};
+use crate::nix_snapshotter;
 use crate::nixenv::{self, Threads};
 use crate::recorder::{self, Specs};
 use crate::registry::Registry;
@@ -57,6 +58,8 @@ pub struct Parts {
     pub transfer: bool,
     /// Whether the programs that its containerd starts are noted.
     pub traced: bool,
+    /// Whether nix-snapshotter is there, too.
+    pub nix_snapshotter: bool,
     /// Whether the specs before and after the runtime wrapper are kept.
     pub recorded: bool,
 }
@@ -89,6 +92,7 @@ struct Nixenv {
     nix: Option<Service>,
     daemon: Option<Service>,
     strace: Option<Service>,
+    nix_snapshotter: Option<Service>,
     /// The settings as they were installed.
     settings: String,
 }
@@ -110,6 +114,9 @@ pub fn on_a_node_of(parts: Parts, test: impl FnOnce(&mut Node)) {
         parts.store.install(directory);
         let (cache, nix) = (cache_server::start(directory), nix::start_daemon(directory));
         parts.release.configure();
+        if parts.nix_snapshotter {
+            nix_snapshotter::configure();
+        }
         let mut inner = parts.runtime.program();
         let mut runtime = nixenv::install(parts.release, &inner, parts.transfer);
         if parts.recorded {
@@ -120,6 +127,7 @@ pub fn on_a_node_of(parts: Parts, test: impl FnOnce(&mut Node)) {
             nix: Some(nix),
             daemon: Some(nixenv::start_daemon(directory)),
             strace: None,
+            nix_snapshotter: None,
             settings: fs::read_to_string(Layout::node().settings()).expect("nixenv is installed"),
         };
         let environment = vec![("NIXENV_RUNTIME", inner.into())];
@@ -146,6 +154,9 @@ pub fn on_a_plain_node(parts: Parts, test: impl FnOnce(&mut Node)) {
 impl Node {
     fn start(&mut self) -> &mut Self {
         self.start_containerd();
+        if self.parts.nix_snapshotter {
+            self.services().nix_snapshotter = Some(nix_snapshotter::start(&self.directory));
+        }
         self.load(self.image("busybox"));
         self
     }
@@ -355,6 +366,16 @@ impl Node {
     pub fn kill_daemon(&mut self) {
         let nixenv = self.services();
         (nixenv.daemon, nixenv.strace) = (None, None);
+    }
+
+    /// Starts nixenv's daemon again, without the trace that costs it time.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn untrace_daemon(&mut self) -> &Service {
+        self.kill_daemon();
+        let daemon = nixenv::start_untraced_daemon(&self.directory);
+        self.services().daemon.insert(daemon)
     }
 
     /// Starts nixenv's daemon, again if it runs.
