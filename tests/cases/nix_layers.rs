@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use e2e::command::Outcome;
 use e2e::containerd::Snapshotter;
@@ -312,9 +314,22 @@ fn store_only(recipe: Recipe, closure: &Closure) -> Recipe {
     complete(recipe, closure).annotation(CLOSURE, &closure.path).annotation(STORE_ONLY, "true")
 }
 
+/// Lets the daemon believe images.
+fn believe(node: &mut Node) {
+    node.set("[snapshotter]\nbelieve-store-only = true\n");
+    node.start_daemon();
+    // containerd waits between its attempts to reach a plugin.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !nixenv(node).ctr(["snapshots", "list"]).status.success() {
+        assert!(Instant::now() < deadline, "containerd does not come back to the daemon");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn only_the_layers_come_whose_store_paths_are_missing() {
     on_a_node(|node| {
+        believe(node);
         let [old, jq, chain, bash] = ["chains.n10", "jq", "chains.n100", "bash coreutils"].map(Closure::of);
         // nix-snapshotter's older form names each path, which here is in the binary cache.
         let annotation = |recipe: Recipe, (number, path): (usize, &String)| {
@@ -347,6 +362,19 @@ fn only_the_layers_come_whose_store_paths_are_missing() {
         let shell = format!("{}/bin/bash", build("bash"));
         let chain = |n: u32| format!("#!/bin/sh\necho {n}\n");
         run(node, &image, &[&shell, "-c", script]).prints(&format!("{}{}42\nstore", chain(10), chain(100)));
+    });
+}
+
+#[test]
+fn an_image_is_not_believed_that_a_layer_holds_nothing_else() {
+    on_a_node(|node| {
+        let closure = Closure::of("chains.n10");
+        let registry = node.start_registry();
+        let recipe = store_only(Recipe::empty("lie"), &closure);
+        let image = registry.push(&recipe);
+        pull(node, &image).succeeds();
+        assert_eq!(fetched(&registry, &image), BTreeSet::from([0]));
+        assert_eq!((stubs(), gc_roots()), (0, 0));
     });
 }
 
@@ -432,6 +460,7 @@ fn mount_command(node: &Node, target: &Path, key: &str) -> String {
 #[test]
 fn a_plain_layer_cannot_lead_overlayfs_to_the_nodes_store() {
     on_a_node(|node| {
+        believe(node);
         let secret = node.directory("secret").join("secret");
         fs::create_dir_all(&secret).expect("the node is ours");
         fs::write(secret.join("key"), "the node's key\n").expect("the node is ours");

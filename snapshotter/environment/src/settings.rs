@@ -25,6 +25,7 @@
 //! mount-options = []                  # appended to those of every overlay mount
 //! upperdir-label = false              # adds the label containerd.io/snapshot/overlay.upperdir
 //! remap-ids = true                    # id-mapped mounts for containers in user namespaces, where the kernel has them
+//! believe-store-only = false          # believe images that say that a layer holds store paths and nothing else
 //!
 //! [metrics]
 //! listen = "unix:/run/nixenv/metrics.sock"  # or an address of the loopback interface, "127.0.0.1:9750"; or "off"
@@ -121,6 +122,8 @@ pub struct Snapshotter {
     pub upperdir_label: bool,
     /// Whether mounts are id-mapped for containers in user namespaces, where the kernel can.
     pub remap_ids: bool,
+    /// Whether images are believed that say of a layer that it holds store paths and nothing else.
+    pub believe_store_only: bool,
 }
 
 /// Where metrics are told.
@@ -135,7 +138,13 @@ pub struct Metrics {
 
 impl Default for Snapshotter {
     fn default() -> Self {
-        Self { root: None, mount_options: Vec::new(), upperdir_label: false, remap_ids: true }
+        Self {
+            root: None,
+            mount_options: Vec::new(),
+            upperdir_label: false,
+            remap_ids: true,
+            believe_store_only: false,
+        }
     }
 }
 

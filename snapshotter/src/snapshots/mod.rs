@@ -121,7 +121,7 @@ impl Snapshots {
         for id in directories.recover(&known).map_err(OpenSnapshotsError::Recover)? {
             tracing::error!(directory = %directories.path(id).display(), "a snapshot has lost its directory");
         }
-        let layers = StoreLayers::new(layout, &root);
+        let layers = StoreLayers::new(layout, &root, settings.believe_store_only);
         layers.sweep(&known);
         Ok(Self {
             metadata,

@@ -10,8 +10,9 @@
 //! containerd makes them of a layer's annotations (`FilterInheritedLabels` in its `core/snapshots/snapshotter.go`), so
 //! whoever makes an image writes them. Each is read by one grammar or the layer is refused; nothing is guessed.
 //!
-//! That a layer is store-only is the one thing that is believed. containerd knows layers by their chain ids alone, so
-//! after a lie every image on the node that has the same layer lacks its content.
+//! That a layer is store-only is the one thing that cannot be checked without the layer, and believed only where the
+//! node's settings say so. containerd knows layers by their chain ids alone, so after a lie every image on the node that
+//! has the same layer lacks its content.
 
 use std::collections::BTreeSet;
 

@@ -71,6 +71,7 @@ const CHAIN_ID: &str = "containerd.io/snapshot.ref";
 pub struct StoreLayers {
     layout: Layout,
     root: PathBuf,
+    believes: bool,
     node: Node,
     roots: Roots,
     savings: Mutex<Savings>,
@@ -138,12 +139,14 @@ impl LayerError {
 }
 
 impl StoreLayers {
-    /// The layers below the snapshotter's directory `root`.
+    /// The layers below the snapshotter's directory `root`; `believes` what images say of their layers, or asks for
+    /// proof.
     #[must_use]
-    pub fn new(layout: &Layout, root: &Path) -> Self {
+    pub fn new(layout: &Layout, root: &Path, believes: bool) -> Self {
         Self {
             layout: layout.clone(),
             root: root.to_owned(),
+            believes,
             node: Node::new(layout),
             roots: Roots::new(layout),
             savings: Mutex::default(),
@@ -189,7 +192,7 @@ impl StoreLayers {
             }
         };
         let store = self.layout.store();
-        let is_store_only = named.store_only
+        let is_store_only = (named.store_only && self.believes)
             || proof::holds(chain_id, parent, &paths, &store).map_err(LayerError::at("examine", &store))?;
         if !is_store_only {
             tracing::info!(chain_id, parent, "a layer is unpacked: it may hold more than store paths");

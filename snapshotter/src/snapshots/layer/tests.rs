@@ -76,7 +76,7 @@ impl Node {
         fs::create_dir_all(directory.path().join("nix/var/nix")).unwrap();
         let root = layout.snapshotter();
         fs::create_dir_all(root.join("snapshots")).unwrap();
-        let layers = StoreLayers::new(&layout, &root);
+        let layers = StoreLayers::new(&layout, &root, true);
         Self { directory, layers, paths: Vec::new(), chain: Vec::new() }
     }
 
