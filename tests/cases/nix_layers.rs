@@ -389,30 +389,35 @@ fn annotated(name: &str, value: &str) -> Recipe {
 /// Expects that an image cannot be pulled, for this reason, and that nothing of the layer is left.
 fn is_refused(node: &Node, registry: &Registry, recipe: &Recipe, reason: &[&str]) {
     let image = registry.push(recipe);
+    let before = nixenv(node).keys();
     pull(node, &image).fails_saying(reason);
     assert_eq!((stubs(), gc_roots()), (0, 0));
     // The lower layer is committed until containerd's collector comes; the other is neither committed nor active.
-    let keys = nixenv(node).keys();
-    assert!(keys.len() <= 1 && keys.iter().all(|key| key.starts_with("sha256:")), "{keys:?}");
+    let mut new = nixenv(node).keys();
+    new.retain(|key| !before.contains(key));
+    assert!(new.len() <= 1 && new.iter().all(|key| key.starts_with("sha256:")), "{new:?}");
 }
 
 const FREE: &str = "/nix/store/00000000000000000000000000000000-free";
 
-#[rstest]
-#[case::a_directory_of_the_node("nix-closure", "/etc".into())]
-#[case::a_way_out_of_the_store("nix-closure", "/nix/store/../../etc".into())]
-#[case::a_way_out_of_a_store_path("nix-closure", format!("{FREE}/../../../etc"))]
-#[case::a_place_in_a_store_path("nix-closure", format!("{FREE}/etc"))]
-#[case::another_store("nix-closure", FREE.replace("/nix/", "/gnu/"))]
-#[case::a_derivation("nix-closure", format!("{FREE}.drv"))]
-#[case::four_kib("nix-closure", format!("{FREE}{}", "e".repeat(4000)))]
-#[case::a_listed_directory_of_the_node("nix-store-path.0", "/root".into())]
-#[case::a_number_that_is_none("nix-store-path.one", FREE.into())]
-fn a_layer_is_refused_whose_label_names(#[case] label: &str, #[case] value: String) {
+#[test]
+fn a_layer_is_refused_whose_label_names_no_store_path() {
     on_a_node(|node| {
         let registry = node.start_registry();
         let reason = ["failed to prepare extraction snapshot", "the label", "containerd.io/snapshot/nix-"];
-        is_refused(node, &registry, &annotated(label, &value), &reason);
+        for (label, value) in [
+            ("nix-closure", "/etc".into()),
+            ("nix-closure", "/nix/store/../../etc".into()),
+            ("nix-closure", format!("{FREE}/../../../etc")),
+            ("nix-closure", format!("{FREE}/etc")),
+            ("nix-closure", FREE.replace("/nix/", "/gnu/")),
+            ("nix-closure", format!("{FREE}.drv")),
+            ("nix-closure", format!("{FREE}{}", "e".repeat(4000))),
+            ("nix-store-path.0", "/root".into()),
+            ("nix-store-path.one", FREE.into()),
+        ] {
+            is_refused(node, &registry, &annotated(label, &value), &reason);
+        }
     });
 }
 
