@@ -10,7 +10,7 @@ use e2e::registry::Registry;
 use e2e::service::Signal;
 use rstest::rstest;
 
-/// containerd waits between its attempts to reach a plugin: gRPC's backoff, 3 s at most in `plugins/proxy`.
+/// containerd waits between its attempts to reach a plugin, 3 s at most (`proxyClients.getClient` in its `cmd/containerd/server`).
 const RECONNECTED: Duration = Duration::from_secs(20);
 
 fn start(on: On, name: &str, image: &str) {
