@@ -112,9 +112,18 @@ impl<'a> Store<'a> {
         batches(paths).try_for_each(|paths| self.run(&["--realise"], paths).map(drop))
     }
 
-    /// The closure of a valid path.
+    /// The store paths that a valid path refers to itself: one question to Nix, however many they are.
+    pub(super) fn references(&self, path: &StorePath) -> Result<HashSet<StorePath>, RealiseError> {
+        self.query("--references", path)
+    }
+
+    /// The closure of a valid path: a question for each path in it.
     pub(super) fn requisites(&self, path: &StorePath) -> Result<HashSet<StorePath>, RealiseError> {
-        let output = self.run(&["--query", "--requisites"], std::slice::from_ref(path))?;
+        self.query("--requisites", path)
+    }
+
+    fn query(&self, what: &str, path: &StorePath) -> Result<HashSet<StorePath>, RealiseError> {
+        let output = self.run(&["--query", what], std::slice::from_ref(path))?;
         let lines = output.lines().map(str::parse);
         lines.collect::<Result<_, _>>().map_err(RealiseError::Output)
     }

@@ -346,15 +346,20 @@ impl StoreLayers {
             Paths::Listed(paths) => (&paths[..], None),
         };
         self.roots.make(id, roots).map_err(LayerError::at("write the GC roots", &self.roots.of(id)))?;
-        let requisites = store.realise(roots).and_then(|()| {
+        let references = store.realise(roots).and_then(|()| {
             // Asked after the roots are made, this also tells that the closure stays.
-            closure.map(|closure| store.requisites(closure)).transpose()
+            closure.map(|closure| store.references(closure)).transpose()
         });
-        match (requisites, closure) {
+        match (references, closure) {
             (Err(error), _) => Ok(Err(error)),
-            (Ok(Some(requisites)), Some(closure)) => {
-                store.list(closure, &requisites).map(Ok).map_err(LayerError::List)
-            }
+            (Ok(Some(references)), Some(closure)) => match store.list(closure, &references) {
+                // `closureInfo` refers to every path that it lists; another list may be of its whole closure.
+                Err(ReadListError::Stranger { .. }) => match store.requisites(closure) {
+                    Err(error) => Ok(Err(error)),
+                    Ok(requisites) => store.list(closure, &requisites).map(Ok).map_err(LayerError::List),
+                },
+                listed => listed.map(Ok).map_err(LayerError::List),
+            },
             (Ok(_), _) => Ok(Ok(roots.to_owned())),
         }
     }
