@@ -280,16 +280,16 @@ func suiteOn(t *testing.T, d *daemon) {
 func TestKilledAtEachStep(t *testing.T) {
 	for name, c := range map[string]struct {
 		calls string
-		least int // kills
+		least int // kills; strace counts the calls of each thread, and they share the work anew each time
 	}{
-		"when it makes a directory": {"mkdir,mkdirat", 6},
+		"when it makes a directory": {"mkdir,mkdirat", 3},
 		"when it renames":           {"rename,renameat,renameat2", 2},
-		"when it writes":            {"pwrite64", 6},
-		"when it synchronises":      {"fsync,fdatasync", 4},
-		"when it removes":           {"unlink,unlinkat,rmdir", 2},
-		"when it looks":             {"statx,newfstatat", 4},
-		"when it opens":             {"openat", 4},
-		"when it answers":           {"sendto,sendmsg,writev", 2},
+		"when it writes":            {"pwrite64", 3},
+		"when it synchronises":      {"fsync,fdatasync", 2},
+		"when it removes":           {"unlink,unlinkat,rmdir", 1},
+		"when it looks":             {"statx,newfstatat", 2},
+		"when it opens":             {"openat", 2},
+		"when it answers":           {"sendto,sendmsg,writev", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -104,11 +104,11 @@ impl Stub {
         let (store, entries) = (self.store.as_fd(), self.entries.as_fd());
         match FileType::from_raw_mode(status.st_mode) {
             FileType::Directory => {
-                rustix::fs::mkdirat(entries, name, Mode::RWXU)?;
+                // The daemon's umask takes nothing from a store path's mode, which nobody may write to.
+                rustix::fs::mkdirat(entries, name, Mode::from_raw_mode(status.st_mode))?;
                 let entry = open_directory(entries, name)?;
                 let target = format!("/store/{name}");
                 rustix::fs::fsetxattr(&entry, REDIRECT, target.as_bytes(), XattrFlags::CREATE)?;
-                rustix::fs::fchmod(&entry, Mode::from_raw_mode(status.st_mode))?;
             }
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
