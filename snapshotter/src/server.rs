@@ -16,7 +16,6 @@ use environment::layout::Layout;
 use environment::protocol::{self, Request, Response, Status};
 use environment::settings::Settings;
 use rustix::fs::FlockOperation;
-use rustix::process::{Resource, Rlimit};
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -76,7 +75,6 @@ pub enum Confined {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     logging::start(arguments.log_level, arguments.log_format);
     let layout = Layout::under(&arguments.prefix);
-    raise_descriptor_limit();
     let _lock = lock(&layout)?;
     startup::recover(&layout)?;
     let resolver = Arc::new(Resolver::new(layout.clone()));
@@ -100,15 +98,6 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // What is under way ends with this process: its children are killed with their parent.
     runtime.shutdown_background();
     result
-}
-
-/// A deep tree is walked with a descriptor for each level.
-fn raise_descriptor_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }
 
 /// Makes this daemon the only one; the lock ends with the process, however it ends.

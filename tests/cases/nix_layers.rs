@@ -5,8 +5,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use e2e::command::Outcome;
 use e2e::containerd::Snapshotter;
@@ -318,12 +316,7 @@ fn store_only(recipe: Recipe, closure: &Closure) -> Recipe {
 fn believe(node: &mut Node) {
     node.set("[snapshotter]\nbelieve-store-only = true\n");
     node.start_daemon();
-    // containerd waits between its attempts to reach a plugin.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !nixenv(node).ctr(["snapshots", "list"]).status.success() {
-        assert!(Instant::now() < deadline, "containerd does not come back to the daemon");
-        thread::sleep(Duration::from_millis(100));
-    }
+    nixenv(node).await_reconnection();
 }
 
 #[test]

@@ -1,17 +1,13 @@
 //! containerd and nixenv's daemon end and come back while containers run.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use e2e::containerd::{Release, Snapshotter};
-use e2e::node::{Node, On, Parts, on_a_node_of};
+use e2e::node::{Node, On, Parts, RECONNECTED, on_a_node_of};
 use e2e::recipe::Recipe;
 use e2e::registry::Registry;
 use e2e::service::Signal;
 use rstest::rstest;
-
-/// containerd waits between its attempts to reach a plugin, 3 s at most (`proxyClients.getClient` in its `cmd/containerd/server`).
-const RECONNECTED: Duration = Duration::from_secs(20);
 
 fn start(on: On, name: &str, image: &str) {
     let run = ["run", "--quiet", "--detach", "--net", "none", "--name", name, image, "sleep", "600"];
@@ -86,11 +82,7 @@ fn containers_go_on_when_the_daemon(#[case] release: Release, #[case] signal: Si
 
         node.start_daemon();
         let on = node.on(Snapshotter::Nixenv);
-        let deadline = Instant::now() + RECONNECTED;
-        while !on.ctr(["snapshots", "list"]).status.success() {
-            assert!(Instant::now() < deadline, "containerd does not come back to the daemon");
-            thread::sleep(Duration::from_millis(100));
-        }
+        on.await_reconnection();
         assert_eq!(process(on), first);
         works(node, &image);
         on.nerdctl(["ps", "--all", "--format", "{{.Names}}"]).prints("last");

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use environment::layout::Layout;
 
@@ -440,6 +442,9 @@ fn twice(run: impl Fn() -> Outcome) -> Outcome {
     outcome
 }
 
+/// containerd waits between its attempts to reach a plugin, 3 s at most (`proxyClients.getClient` in its `cmd/containerd/server`).
+pub const RECONNECTED: Duration = Duration::from_secs(20);
+
 /// A node's engines with one of its snapshotters.
 #[derive(Clone, Copy, Debug)]
 pub struct On<'a> {
@@ -470,6 +475,18 @@ impl On<'_> {
     #[must_use]
     pub fn ctr<'a>(self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
         Outcome::of(self.node.ctr_command(arguments).env("CONTAINERD_SNAPSHOTTER", self.snapshotter.name()))
+    }
+
+    /// Waits until containerd has found the snapshotter again.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn await_reconnection(self) {
+        let deadline = Instant::now() + RECONNECTED;
+        while !self.ctr(["snapshots", "list"]).status.success() {
+            assert!(Instant::now() < deadline, "containerd does not come back to the daemon");
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// The keys of every snapshot, whatever its namespace.

@@ -262,22 +262,20 @@ impl Snapshots {
         let record = self.metadata.load(key)?;
         let directory = self.directories.path(record.id);
         let content = directory.join("fs");
-        let measure =
-            || contents::measure_and_clean(&content).map_err(SnapshotError::at("measure", &content));
-        let mut usage = measure()?;
         let mut has_stub = false;
         if let Some(named) = self.named_by_unpacker(&record)? {
             let parent = if record.info.parent.is_empty() { parent } else { &record.info.parent };
             let ancestors = self.directories_of(&self.metadata.load_ancestors(parent)?);
             has_stub =
                 self.layers.adopt(&named, record.id, &directory, &ancestors).map_err(SnapshotError::Layer)?;
-            if has_stub {
-                let stub = directory.join("stub");
-                let of_stub = contents::measure(&stub).map_err(SnapshotError::at("measure", stub))?;
-                usage = measure()?;
-                usage.inodes += of_stub.inodes;
-                usage.bytes += of_stub.bytes;
-            }
+        }
+        let mut usage =
+            contents::measure_and_clean(&content).map_err(SnapshotError::at("measure", content))?;
+        if has_stub {
+            let stub = directory.join("stub");
+            let of_stub = contents::measure(&stub).map_err(SnapshotError::at("measure", stub))?;
+            usage.inodes += of_stub.inodes;
+            usage.bytes += of_stub.bytes;
         }
         let committed = self.metadata.commit(key, &Commit { name, parent, labels, usage, has_stub });
         if committed.is_err() && has_stub {
