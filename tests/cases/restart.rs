@@ -98,6 +98,7 @@ fn a_container_stops_and_is_removed_after_both_have_restarted() {
         // containerd serves without its plugin.
         node.on(Snapshotter::Nixenv).tell("before", "cat /mine").prints("mine");
         node.start_daemon();
+        node.on(Snapshotter::Nixenv).await_reconnection();
         works(node, &image);
     });
 }
